@@ -1,1 +1,6 @@
-//! See docs/ARCHITECTURE.md.
+//! Every contract between the parts of Roble: protobuf for both links, topics, limits, REST types, the local socket of
+//! `roble-net`, and the conversions between wire and core types. A message type, topic or port number is written once, here.
+
+pub mod limits;
+pub mod local_net;
+pub mod topics;

@@ -1,0 +1,154 @@
+//! Published ports: `HOST[:CONTAINER][/tcp|/udp]`, several separated by `;` (Oakestra's syntax).
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// Transport of a published port.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP, the default.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A port of the node that leads to a port of the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortMapping {
+    /// Port on the node, 1 to 65535.
+    pub host: u16,
+    /// Port inside the instance, 1 to 65535.
+    pub container: u16,
+    /// Transport.
+    pub protocol: Protocol,
+}
+
+/// Why a text is not a port mapping.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{text}` is not a port mapping: HOST[:CONTAINER][/tcp|/udp] with ports from 1 to 65535 expected"
+)]
+pub struct ParsePortError {
+    /// The entry that was refused.
+    pub text: String,
+}
+
+impl PortMapping {
+    /// What no two instances of one node may share.
+    pub const fn host_key(&self) -> (Protocol, u16) {
+        (self.protocol, self.host)
+    }
+
+    /// Parses entries separated by `;`; an empty text is an empty list.
+    ///
+    /// # Errors
+    /// [`ParsePortError`] for each entry that is refused.
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, Vec<ParsePortError>> {
+        let mut ports = Vec::new();
+        let mut errors = Vec::new();
+        for entry in text
+            .split(';')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty())
+        {
+            match entry.parse() {
+                Ok(port) => ports.push(port),
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() {
+            Ok(ports)
+        } else {
+            Err(errors)
+        }
+    }
+}
+
+impl FromStr for PortMapping {
+    type Err = ParsePortError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePortError> {
+        let error = || ParsePortError {
+            text: text.chars().take(64).collect(),
+        };
+        let (numbers, protocol) = match text.split_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((numbers, "tcp")) => (numbers, Protocol::Tcp),
+            Some((numbers, "udp")) => (numbers, Protocol::Udp),
+            Some(_) => return Err(error()),
+        };
+        let port = |digits: &str| -> Result<u16, ParsePortError> {
+            if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+                return Err(error());
+            }
+            digits
+                .parse()
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(error)
+        };
+        let (host, container) = match numbers.split_once(':') {
+            Some((host, container)) => (port(host)?, port(container)?),
+            None => (port(numbers)?, port(numbers)?),
+        };
+        Ok(Self {
+            host,
+            container,
+            protocol,
+        })
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}/{}", self.host, self.container, self.protocol)
+    }
+}
+
+impl TryFrom<String> for PortMapping {
+    type Error = ParsePortError;
+    fn try_from(text: String) -> Result<Self, ParsePortError> {
+        text.parse()
+    }
+}
+
+impl From<PortMapping> for String {
+    fn from(port: PortMapping) -> String {
+        port.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oakestras_examples_parse() {
+        let list = PortMapping::parse_list("8080;6080:80/tcp;53:53/udp").unwrap();
+        assert_eq!(
+            list.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["8080:8080/tcp", "6080:80/tcp", "53:53/udp"]
+        );
+    }
+
+    #[test]
+    fn every_bad_entry_is_named() {
+        let errors = PortMapping::parse_list("0;70000;80/sctp;a:b;80").unwrap_err();
+        assert_eq!(errors.len(), 4);
+    }
+}

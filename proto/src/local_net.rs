@@ -1,0 +1,41 @@
+//! The local API of `roble-net`: JSON over HTTP on a Unix socket, used by the node engine.
+//!
+//! `PUT /v1/attachments/{container}` with [`Attach`] answers [`Attached`] and may be repeated; `DELETE` of the same path
+//! removes whatever is left of it and may be repeated; `GET /v1/attachments` lists [`Attached`]. Errors are [`LocalError`].
+
+use roble_core::ports::PortMapping;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Asks for a network interface inside a namespace, with published ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// Path of the network namespace, e.g. `/run/roble/n1/netns/ab12...`.
+    pub netns: PathBuf,
+    /// Ports of the node that lead to it.
+    pub ports: Vec<PortMapping>,
+}
+
+/// An attached container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The container's id as given in the path.
+    pub container: String,
+    /// Its namespace.
+    pub netns: PathBuf,
+    /// Its endpoint address, reachable from the node.
+    pub address: IpAddr,
+    /// Ports really published.
+    pub ports: Vec<PortMapping>,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalError {
+    /// Stable code: `port-taken`, `no-address`, `netns-missing`, `invalid`, `internal`.
+    pub code: String,
+    /// One sentence for people.
+    pub message: String,
+}

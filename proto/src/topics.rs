@@ -1,0 +1,93 @@
+//! MQTT topics of the node link: `r/<node id>/<branch>/<direction>`. A node may publish only to its own `u` (up) topics
+//! and subscribe only to its own `d` (down) topics.
+
+use roble_core::ids::NodeId;
+
+/// Who on the machine speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Branch {
+    /// The node engine.
+    Engine,
+    /// The net manager.
+    Net,
+}
+
+impl Branch {
+    const fn letter(self) -> &'static str {
+        match self {
+            Self::Engine => "e",
+            Self::Net => "n",
+        }
+    }
+}
+
+/// Which way a topic leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Node to cluster.
+    Up,
+    /// Cluster to node.
+    Down,
+}
+
+/// A topic of the node link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topic {
+    /// The node it belongs to.
+    pub node: NodeId,
+    /// Node engine or net manager.
+    pub branch: Branch,
+    /// Up or down.
+    pub direction: Direction,
+}
+
+/// Filter by which the cluster receives from all nodes.
+pub const ALL_UP: &str = "r/+/+/u";
+
+impl Topic {
+    /// Parses a full topic name; wildcards and anything else are `None`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        if parts.next()? != "r" {
+            return None;
+        }
+        let node = parts.next()?.parse().ok()?;
+        let branch = match parts.next()? {
+            "e" => Branch::Engine,
+            "n" => Branch::Net,
+            _ => return None,
+        };
+        let direction = match parts.next()? {
+            "u" => Direction::Up,
+            "d" => Direction::Down,
+            _ => return None,
+        };
+        parts.next().is_none().then_some(Self {
+            node,
+            branch,
+            direction,
+        })
+    }
+}
+
+impl std::fmt::Display for Topic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let direction = match self.direction {
+            Direction::Up => "u",
+            Direction::Down => "d",
+        };
+        write!(f, "r/{}/{}/{direction}", self.node, self.branch.letter())
+    }
+}
+
+/// Whether the node `identity` may publish to `topic`. Exact names only.
+pub fn may_publish(identity: NodeId, topic: &str) -> bool {
+    Topic::parse(topic)
+        .is_some_and(|topic| topic.node == identity && topic.direction == Direction::Up)
+}
+
+/// Whether the node `identity` may subscribe to `filter`. Exact names only: no wildcard is ever allowed.
+pub fn may_subscribe(identity: NodeId, filter: &str) -> bool {
+    Topic::parse(filter)
+        .is_some_and(|topic| topic.node == identity && topic.direction == Direction::Down)
+}
