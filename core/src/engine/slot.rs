@@ -234,7 +234,8 @@ impl Slot {
         }
         self.last_exit = Some(exit.code);
         self.state = SlotState::Ended(version.clone());
-        let Some(order) = self.order.as_ref().filter(|order| order.version == *version) else {
+        let current = self.order.as_ref().filter(|order| order.version.generation == version.generation);
+        let Some(order) = current.cloned() else {
             return true;
         };
         let reason = if exit.oom_killed {
