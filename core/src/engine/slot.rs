@@ -81,13 +81,11 @@ impl Slot {
     }
 
     pub(super) fn restored(order: Assignment, outcome: Option<Outcome>) -> Self {
-        let accepted = Some((order.spec.resources, order.spec.ports.clone()));
         Self {
             order: Some(order),
             outcome,
             state: SlotState::Unknown,
-            accepted,
-            ..Self::new()
+                        ..Self::new()
         }
     }
 
