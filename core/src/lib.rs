@@ -11,6 +11,7 @@
 //! - [`placement`]: filter, score, pick; [`liveness`]: heartbeats, loss, the brake; [`backoff`]
 //! - [`orchestrator`]: desired and observed state of a tier that places on children (root and cluster)
 //! - [`rollout`]: which instances a service should have, and which may change now
+//! - [`tier`]: what every tier is to the shell around it: events in, writes and acts out
 //! - [`engine`]: desired and observed state of a tier that runs instances itself (node engine)
 //!
 //! Invariants: ids are 24 lowercase hex digits; quantities carry their unit in the name; planning twice changes nothing.
@@ -29,5 +30,6 @@ pub mod resources;
 pub mod rollout;
 pub mod spec;
 pub mod status;
+pub mod tier;
 pub mod time;
 pub mod version;

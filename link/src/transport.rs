@@ -1,0 +1,85 @@
+//! The child's end of a link: what a session needs from gRPC, MQTT or memory, and nothing more.
+//!
+//! A transport carries whole messages in order while it is up. It promises no delivery: what was sent around a break may
+//! be lost, and is never delivered after the next [`TransportEvent::Up`]. The session above compares digests after each
+//! `Up` and repeats what is missing.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// What happened on a transport, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransportEvent {
+    /// Connected, authenticated and able to receive; messages may be sent.
+    Up,
+    /// Not connected. Reported when a connection ends and again for each failed try; the transport tries again by itself.
+    Down {
+        /// Why.
+        reason: DownReason,
+    },
+    /// One message of the other end.
+    Message(Bytes),
+}
+
+/// Why a transport is down.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DownReason {
+    /// No connection could be made.
+    #[error("unreachable: {detail}")]
+    Unreachable {
+        /// What the operating system or resolver said.
+        detail: String,
+    },
+    /// A certificate or the handshake was refused, by either side.
+    #[error("TLS: {detail}")]
+    Tls {
+        /// What the TLS library said.
+        detail: String,
+    },
+    /// Connected, but the other end refused the session.
+    #[error("refused: {detail}")]
+    Refused {
+        /// What the other end said.
+        detail: String,
+    },
+    /// An established connection ended.
+    #[error("connection lost: {detail}")]
+    Lost {
+        /// What was seen last.
+        detail: String,
+    },
+    /// The transport was shut down; no further event follows.
+    #[error("transport shut down")]
+    Shutdown,
+}
+
+/// Why a message was not taken for sending. It can be sent again later, except if it is too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The transport is down.
+    #[error("not connected")]
+    NotConnected,
+    /// The queue of outgoing messages is full.
+    #[error("outgoing queue full")]
+    QueueFull,
+    /// The message can never be sent.
+    #[error("message of {bytes} bytes exceeds {limit}")]
+    TooLarge {
+        /// Size of the message.
+        bytes: usize,
+        /// Largest size that is taken.
+        limit: usize,
+    },
+}
+
+/// A connection to the parent that comes back by itself.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Queues one message; does not wait for the other end. `Ok` means taken, not delivered.
+    async fn send(&self, message: Bytes) -> Result<(), SendError>;
+
+    /// Waits for the next event. Cancelling loses nothing. One caller at a time; a second one waits.
+    /// A caller that stops calling stops the transport's reading, not its memory: queues are bounded.
+    /// After [`DownReason::Shutdown`] the same event is returned for ever.
+    async fn next(&self) -> TransportEvent;
+}
