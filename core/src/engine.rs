@@ -90,6 +90,17 @@ pub struct StartFailure {
     pub refuse: bool,
 }
 
+/// Whether at-most-one copies may run here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Not heard since the start: what runs goes on, nothing of this kind is started.
+    Unknown,
+    /// The parent answers.
+    Held,
+    /// The parent has not answered for too long: they are stopped.
+    Lost,
+}
+
 /// Work for the runtime. At most one per instance is under way; its end comes back as `hear_started` or `hear_gone`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -133,8 +144,8 @@ pub struct Engine {
     observed: bool,
     /// The stored orders are known to be whole: containers without an order may be removed.
     complete: bool,
-    /// At-most-one copies must not run: the parent has not answered for too long.
-    cut_off: bool,
+    /// Whether at-most-one copies may run.
+    lease: Lease,
     attention: BTreeSet<InstanceId>,
     effects: Vec<Effect>,
 }
@@ -149,7 +160,7 @@ impl Engine {
             floors: BTreeMap::new(),
             observed: false,
             complete,
-            cut_off: false,
+            lease: Lease::Unknown,
             attention: BTreeSet::new(),
             effects: Vec::new(),
         }
@@ -223,9 +234,9 @@ impl Engine {
     }
 
     /// The parent has (not) answered within the fence.
-    pub fn set_cut_off(&mut self, cut_off: bool) {
-        if self.cut_off != cut_off {
-            self.cut_off = cut_off;
+    pub fn set_lease(&mut self, lease: Lease) {
+        if self.lease != lease {
+            self.lease = lease;
             self.attention.extend(self.slots.keys());
         }
     }
@@ -316,7 +327,7 @@ impl Engine {
                 continue;
             };
             let before = slot.report();
-            let command = slot.step(instance, refusal, self.complete, self.cut_off, now.boot);
+            let command = slot.step(instance, refusal, self.complete, self.lease, now.boot);
             if slot.report() != before {
                 self.effects.push(Effect::Status(instance));
             }

@@ -9,6 +9,7 @@
 //! - [`descriptor`]: users' descriptors (SLA v2.0 and native) to specs, with all mistakes at once
 //! - [`lifecycle`]: the one table of instance states
 //! - [`placement`]: filter, score, pick; [`liveness`]: heartbeats, loss, the brake; [`backoff`]
+//! - [`registry`]: who may join a tier, by which token, and who was put out
 //! - [`orchestrator`]: desired and observed state of a tier that places on children (root and cluster)
 //! - [`rollout`]: which instances a service should have, and which may change now
 //! - [`tier`]: what every tier is to the shell around it: events in, writes and acts out
@@ -26,6 +27,7 @@ pub mod liveness;
 pub mod orchestrator;
 pub mod placement;
 pub mod ports;
+pub mod registry;
 pub mod resources;
 pub mod rollout;
 pub mod spec;

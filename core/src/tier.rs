@@ -21,12 +21,22 @@ pub struct Write {
 impl Write {
     /// Puts a record of the system.
     pub fn put(kind: &'static str, id: impl ToString, value: Vec<u8>) -> Self {
-        Self { organization: None, kind, id: id.to_string(), value: Some(value) }
+        Self {
+            organization: None,
+            kind,
+            id: id.to_string(),
+            value: Some(value),
+        }
     }
 
     /// Deletes a record of the system.
     pub fn delete(kind: &'static str, id: impl ToString) -> Self {
-        Self { organization: None, kind, id: id.to_string(), value: None }
+        Self {
+            organization: None,
+            kind,
+            id: id.to_string(),
+            value: None,
+        }
     }
 
     /// The same change below an organization.
@@ -61,7 +71,10 @@ pub struct Output<A> {
 
 impl<A> Default for Output<A> {
     fn default() -> Self {
-        Self { writes: Vec::new(), acts: Vec::new() }
+        Self {
+            writes: Vec::new(),
+            acts: Vec::new(),
+        }
     }
 }
 

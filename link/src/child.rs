@@ -49,6 +49,7 @@ pub struct ChildClocks {
 pub struct ChildEnd {
     clocks: ChildClocks,
     process: u64,
+    fence_ms: u64,
     software: String,
     outbox: Outbox,
     /// Highest sequence number heard in this session.
@@ -81,6 +82,7 @@ impl ChildEnd {
         Self {
             clocks,
             process,
+            fence_ms: 30_000,
             software: software.to_owned(),
             outbox: Outbox::default(),
             heard: 0,
@@ -125,6 +127,11 @@ impl ChildEnd {
         self.welcomed
     }
 
+    /// Milliseconds without an acknowledged beat after which at-most-one copies stop, as the parent said.
+    pub const fn fence_ms(&self) -> u64 {
+        self.fence_ms
+    }
+
     /// When the last acknowledged beat had been sent.
     pub const fn acked_at(&self) -> Option<Boottime> {
         self.acked_at
@@ -166,7 +173,9 @@ impl ChildEnd {
         if !self.welcomed {
             return out;
         }
-        if !self.profile_sent && let Some(profile) = &self.profile {
+        if !self.profile_sent
+            && let Some(profile) = &self.profile
+        {
             let body = Body::Profile(profile.into());
             out.push(ChildOutput::Send(self.outbox.frame(body)));
             self.profile_sent = true;
@@ -176,12 +185,7 @@ impl ChildEnd {
         out
     }
 
-    fn send_items(
-        &mut self,
-        keys: impl IntoIterator<Item = String>,
-        source: &dyn Source,
-        out: &mut Vec<ChildOutput>,
-    ) {
+    fn send_items(&mut self, keys: impl IntoIterator<Item = String>, source: &dyn Source, out: &mut Vec<ChildOutput>) {
         let (mut items, mut removed) = (Vec::new(), Vec::new());
         for key in keys {
             match source.value(SetKind::Status, &key) {
@@ -264,6 +268,9 @@ impl ChildEnd {
                 if welcome.beat_ms > 0 {
                     self.clocks.beat_ms = u64::from(welcome.beat_ms);
                 }
+                if welcome.fence_ms > 0 {
+                    self.fence_ms = u64::from(welcome.fence_ms);
+                }
                 self.profile_sent = false;
                 self.unacked.clear();
                 self.fetched_at = None;
@@ -289,7 +296,12 @@ impl ChildEnd {
                 self.beat_soon(now);
             }
             Body::Buckets(answer) if answer.set == i32::from(SetKind::Orders) => {
-                out.extend(self.orders.apply_buckets(&answer).into_iter().map(ChildOutput::Withdraw));
+                out.extend(
+                    self.orders
+                        .apply_buckets(&answer)
+                        .into_iter()
+                        .map(ChildOutput::Withdraw),
+                );
                 self.beat_soon(now);
             }
             Body::Fetch(fetch) if fetch.set == i32::from(SetKind::Status) => {
@@ -331,6 +343,10 @@ impl ChildEnd {
         let was = std::mem::take(&mut self.welcomed);
         // Everything is compared anew in the next session; nothing needs to be sent twice.
         self.changed_status.clear();
-        if was { vec![ChildOutput::Connected(false)] } else { Vec::new() }
+        if was {
+            vec![ChildOutput::Connected(false)]
+        } else {
+            Vec::new()
+        }
     }
 }

@@ -181,7 +181,8 @@ impl Children {
                         Level::Clusters => status.cluster = Some(roble_core::ids::ClusterId(child.0)),
                         Level::Nodes => {
                             status.node = Some(roble_core::ids::NodeId(child.0));
-                            status.node_address = self.orchestrator.child(child, now).map(|c| c.profile.address.clone());
+                            status.node_address =
+                                self.orchestrator.child(child, now).map(|c| c.profile.address.clone());
                         }
                     }
                     self.orchestrator.hear_status(child, status, now);

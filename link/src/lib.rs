@@ -7,7 +7,6 @@
 //! Invariants: whatever is lost, repeated or reordered, both sides agree again one exchange after they hear each other;
 //! a frame of another session, or one not newer than the last, changes nothing.
 
-
 pub mod child;
 pub mod children;
 pub mod parent;

@@ -134,12 +134,7 @@ impl ParentEnd {
         out
     }
 
-    fn send_items(
-        &mut self,
-        keys: impl IntoIterator<Item = String>,
-        source: &dyn Source,
-        out: &mut Vec<ParentOutput>,
-    ) {
+    fn send_items(&mut self, keys: impl IntoIterator<Item = String>, source: &dyn Source, out: &mut Vec<ParentOutput>) {
         let (mut items, mut removed) = (Vec::new(), Vec::new());
         for key in keys {
             match source.value(SetKind::Orders, &key) {

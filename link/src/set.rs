@@ -78,7 +78,11 @@ impl SetIndex {
 
     /// Digest of the whole set; 0 means empty.
     pub fn digest(&self) -> u32 {
-        if self.items.is_empty() { 0 } else { fold(self.sum).max(1) }
+        if self.items.is_empty() {
+            0
+        } else {
+            fold(self.sum).max(1)
+        }
     }
 
     /// How many items.
@@ -123,7 +127,10 @@ impl SetIndex {
             return None;
         }
         let own = self.bucket_digests(bits);
-        let differing: BTreeSet<u32> = (0..own.len()).filter(|i| own[*i] != fetch.digests[*i]).map(|i| i as u32).collect();
+        let differing: BTreeSet<u32> = (0..own.len())
+            .filter(|i| own[*i] != fetch.digests[*i])
+            .map(|i| i as u32)
+            .collect();
         let mut buckets: BTreeMap<u32, Vec<String>> = differing.iter().map(|index| (*index, Vec::new())).collect();
         let mut send = Vec::new();
         for key in self.items.keys() {
@@ -132,7 +139,10 @@ impl SetIndex {
                 send.push(key.clone());
             }
         }
-        let buckets = buckets.into_iter().map(|(index, keys)| wire::SetBucket { index, keys }).collect();
+        let buckets = buckets
+            .into_iter()
+            .map(|(index, keys)| wire::SetBucket { index, keys })
+            .collect();
         Some((
             wire::SetBuckets {
                 set: fetch.set,

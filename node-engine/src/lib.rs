@@ -1,1 +1,3 @@
-//! See docs/ARCHITECTURE.md.
+//! The node engine: runtimes, resources, reports. See docs/ARCHITECTURE.md.
+
+pub mod tier;

@@ -1,8 +1,9 @@
 //! One instance on the node: its order, its container, and the one operation that may be under way.
 
 use super::{
-    Assignment, Backoff, Boottime, Command, Exit, HEALTHY_MS, InstanceId, InstanceStatus, Now, Observed, ObservedState,
-    Phase, Reason, Resources, RestartPolicy, RngCore, StartFailure, StartedInfo, Timestamp, Version, WhenCutOff,
+    Assignment, Backoff, Boottime, Command, Exit, HEALTHY_MS, InstanceId, InstanceStatus, Lease, Now, Observed,
+    ObservedState, Phase, Reason, Resources, RestartPolicy, RngCore, StartFailure, StartedInfo, Timestamp, Version,
+    WhenCutOff,
 };
 use crate::ports::PortMapping;
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,7 @@ impl Slot {
             order: Some(order),
             outcome,
             state: SlotState::Unknown,
-                        ..Self::new()
+            ..Self::new()
         }
     }
 
@@ -232,7 +233,10 @@ impl Slot {
         }
         self.last_exit = Some(exit.code);
         self.state = SlotState::Ended(version.clone());
-        let current = self.order.as_ref().filter(|order| order.version.generation == version.generation);
+        let current = self
+            .order
+            .as_ref()
+            .filter(|order| order.version.generation == version.generation);
         let Some(order) = current.cloned() else {
             return true;
         };
@@ -280,7 +284,7 @@ impl Slot {
         instance: InstanceId,
         refusal: Option<Reason>,
         complete: bool,
-        cut_off: bool,
+        lease: Lease,
         now: Boottime,
     ) -> Option<Command> {
         let grace_ms = self.order.as_ref().map_or(10_000, |order| order.spec.stop_grace_ms);
@@ -309,7 +313,8 @@ impl Slot {
             self.state = SlotState::Absent;
             return None;
         };
-        let held = cut_off && order.spec.when_cut_off == WhenCutOff::Stop;
+        let fenced = order.spec.when_cut_off == WhenCutOff::Stop;
+        let held = fenced && lease == Lease::Lost;
         // The same spec placed anew on this very node: it answers the new version, and a healthy process is kept.
         let current = match &self.state {
             SlotState::Running { version, .. } => version.generation == order.version.generation,
@@ -337,7 +342,7 @@ impl Slot {
             self.state = SlotState::Stopping;
             return Some(Command::Stop { instance, grace_ms });
         }
-        if held {
+        if fenced && lease != Lease::Held {
             self.reason = Some(Reason::new(
                 "cut-off",
                 "stopped, because the cluster has not answered for too long",
