@@ -4,5 +4,6 @@
 pub mod convert;
 pub mod limits;
 pub mod local_net;
+pub mod rest;
 pub mod topics;
 pub mod wire;
