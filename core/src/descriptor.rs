@@ -11,14 +11,30 @@
 //! Invariants: no input panics; work and memory are bounded by [`MAX_BYTES`], [`MAX_DEPTH`] and a cap on what YAML
 //! anchors expand to; `parse(to_native_yaml(d))` gives `d` back for a native `d`.
 
+mod check;
+mod field;
 mod finding;
+mod fuzz;
 pub mod image;
+mod json;
+mod name;
+mod native;
+mod print;
+mod quantity;
+mod sla;
+mod tree;
+mod yaml;
 
 pub use finding::{Code, Finding, Mistake, Notice};
+pub use fuzz::fuzz_descriptor;
+pub use print::to_native_yaml;
 
 use crate::ids::{ApplicationId, OrganizationId};
 use crate::ports::PortMapping;
 use crate::resources::Resources;
+use finding::Findings;
+use tree::{Item, Node};
+
 use crate::spec::{Constraints, InstanceSpec, RestartPolicy, SecurityProfile, ServiceSpec, WhenCutOff};
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -213,14 +229,75 @@ impl ServiceDescriptor {
 /// # Errors
 /// All mistakes found, in document order, never empty; capped at a thousand.
 pub fn parse(bytes: &[u8], format: Format) -> Result<Parsed, Vec<Mistake>> {
-    let _ = (bytes, format);
-    todo!("walker")
+    let mut findings = Findings::default();
+    match read(bytes, format, &mut findings) {
+        Err(fatal) => findings.mistake(fatal),
+        Ok(node) => {
+            let root = Item::root(&node);
+            let descriptor = walk(&root, &mut findings);
+            let warnings = findings.finish()?;
+            return match descriptor {
+                Some(descriptor) => Ok(Parsed { descriptor, warnings }),
+                // A walker that gives up has said why; this only guards against one that forgot to.
+                None => Err(vec![Finding::whole(Code::Syntax, "this is not a descriptor")]),
+            };
+        }
+    }
+    match findings.finish() {
+        Err(mistakes) => Err(mistakes),
+        Ok(_) => Err(vec![Finding::whole(Code::Syntax, "this is not a descriptor")]),
+    }
 }
 
-/// Writes `descriptor` in the native form; the inverse of [`parse`] for native descriptors.
-///
-/// Of an SLA descriptor, `customer` and `requested_id` have no place in the native form and are left out.
-pub fn to_native_yaml(descriptor: &Descriptor) -> String {
-    let _ = descriptor;
-    todo!("printer")
+fn read(bytes: &[u8], format: Format, findings: &mut Findings) -> Result<Node, Mistake> {
+    if bytes.len() > MAX_BYTES {
+        let message = format!(
+            "the descriptor has {} bytes; at most {MAX_BYTES} are accepted",
+            bytes.len()
+        );
+        return Err(Finding::whole(Code::TooLarge, message));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let line = bytes.iter().take(error.valid_up_to()).filter(|b| **b == b'\n').count() + 1;
+        let finding = Finding::whole(Code::Syntax, "the descriptor is not UTF-8 text");
+        Finding {
+            line: u32::try_from(line).ok(),
+            ..finding
+        }
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let looks_like_json = text.trim_start().starts_with(['{', '[']);
+    match format {
+        Format::Json => json::read(text, findings),
+        Format::Auto if looks_like_json => {
+            let mut of_yaml = Findings::default();
+            match json::read(text, findings) {
+                // What is no JSON may be YAML in flow style; if it is neither, the mistake of JSON tells more.
+                Err(mistake) if mistake.code == Code::Syntax => yaml::read(text, &mut of_yaml)
+                    .inspect(|_| *findings = of_yaml)
+                    .map_err(|_| mistake),
+                other => other,
+            }
+        }
+        Format::Auto | Format::Yaml => yaml::read(text, findings),
+    }
+}
+
+fn walk(root: &Item<'_>, findings: &mut Findings) -> Option<Descriptor> {
+    let table = root.table(findings)?;
+    if table.get("sla_version").is_some() {
+        return sla::walk(&table, findings);
+    }
+    if ["customerID", "customer_id", "slaVersion", "sla-version"]
+        .iter()
+        .any(|key| table.get(key).is_some())
+    {
+        let finding = root.finding(
+            Code::Missing,
+            "this looks like Oakestra's SLA form, but `sla_version` is missing",
+        );
+        findings.mistake(finding.with_help("add `\"sla_version\": \"v2.0\"`"));
+        return None;
+    }
+    Some(native::walk(&table, findings))
 }
