@@ -4,6 +4,7 @@ use super::finding::{Code, Findings};
 use super::tree::{Item, Table};
 use super::{Addresses, MAX_SPEC_BYTES, ServiceDescriptor};
 use crate::ids::{ApplicationId, OrganizationId, RawId};
+use crate::spec::SecurityProfile;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -31,11 +32,25 @@ pub(super) fn service(service: &ServiceDescriptor, item: &Item<'_>, port_key: &s
         }
     }
     if service.replicas > 1 && !service.ports.is_empty() {
-        let message = format!(
-            "{} replicas publish the same host port, so each one needs a node of its own",
-            service.replicas
-        );
+        let message = match &service.constraints.node {
+            Some(node) => format!(
+                "only one of the {} replicas can have its host ports on `{node}`",
+                service.replicas
+            ),
+            None => format!(
+                "each of the {} replicas needs a node of its own for its host ports",
+                service.replicas
+            ),
+        };
         findings.notice(field(port_key).finding(Code::Consequence, message));
+    }
+    let user = service
+        .user
+        .as_deref()
+        .map(|user| user.split_once(':').map_or(user, |(user, _)| user));
+    if service.security == SecurityProfile::Restricted && matches!(user, Some("root" | "0")) {
+        let finding = field("user").finding(Code::BadValue, "`restricted` does not let a service run as root");
+        findings.mistake(finding.with_help("give another user, or leave out `security: restricted`"));
     }
     let nobody = RawId::from_bytes([0; 12]);
     // The longest possible path is added, so that the limit does not depend on the application's name.

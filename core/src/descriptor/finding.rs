@@ -226,6 +226,11 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
         .map(|(_, candidate)| candidate)
 }
 
+/// Whether two words differ by at most two slips, and are long enough for that to mean something.
+pub(super) fn is_near(a: &str, b: &str) -> bool {
+    a.len().min(b.len()) > 3 && a.len().max(b.len()) <= 64 && distance(&fold(a), &fold(b)) <= 2
+}
+
 /// Case and joints do not matter to a likeness: `workingDir` is near `working_dir`.
 fn fold(word: &str) -> Vec<char> {
     word.chars()

@@ -1,6 +1,6 @@
 //! A document as a tree that knows where everything stands, and typed readers that note mistakes instead of stopping.
 
-use super::finding::{Code, Finding, Findings, did_you_mean, shown};
+use super::finding::{Code, Finding, Findings, did_you_mean, is_near, shown};
 use super::{MAX_ENTRIES, MAX_LONG_TEXT, MAX_TEXT};
 
 /// A value and where it starts, line and column counted from 1.
@@ -76,7 +76,7 @@ impl<'t> Item<'t> {
             format!("{expected} is expected here, not {}", self.node.value.kind()),
         );
         findings.mistake(match &self.node.value {
-            Value::Null => finding.with_help("leave the key out to get the default"),
+            Value::Null => finding.with_help("give it a value, or leave the key out if it has a default"),
             Value::Number(raw) | Value::Bool(_, raw) if expected == "a text" => {
                 finding.with_help(format!("put it in quotes: \"{}\"", shown(raw)))
             }
@@ -265,8 +265,12 @@ impl<'t> Table<'t> {
     pub(super) fn required(&self, key: &str, findings: &mut Findings) -> Option<Item<'t>> {
         let found = self.get(key);
         if found.is_none() {
-            let message = format!("`{key}` is missing");
-            findings.mistake(self.item.finding(Code::Missing, message));
+            let finding = self.item.finding(Code::Missing, format!("`{key}` is missing"));
+            let similar = self.entries.iter().find(|(there, _)| is_near(&there.text, key));
+            findings.mistake(match similar {
+                Some((there, _)) => finding.with_help(format!("is `{}` meant to be it?", shown(&there.text))),
+                None => finding,
+            });
         }
         found
     }
