@@ -10,10 +10,11 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use sled::{Config, Db, IVec};
 
@@ -25,6 +26,9 @@ use crate::record::State;
 /// First byte of record keys; the state record has a key of its own before them.
 const RECORD: u8 = b'r';
 const STATE: &[u8] = b"m";
+
+/// How long threads of an earlier handle may hold on to the log.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct SledEngine {
     database: Db,
@@ -61,6 +65,7 @@ impl SledEngine {
             }
             Err(error) => return Err(StoreError::io("look for the log", error)),
         }
+        wait_for_lock(path)?;
         remove_unfinished_snapshots(path)
             .map_err(|e| StoreError::io("remove an unfinished snapshot", e))?;
         Self::open_any(path, cache_bytes)
@@ -68,6 +73,7 @@ impl SledEngine {
 
     fn open_any(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
         let attempt = "open the folder";
+        wait_for_lock(path)?;
         let config = Config::new()
             .path(path)
             .cache_capacity(cache_bytes as u64)
@@ -123,6 +129,28 @@ impl SledEngine {
             .get(STATE)
             .map_err(|e| sled_error("read the format record", e))?;
         bytes.map(|bytes| State::decode(&bytes)).transpose()
+    }
+}
+
+/// Waits until the threads of an earlier handle let go of the log: sled's do so some time after it is dropped.
+/// The lock on the store's folder is held, so nobody else can be meant to have it open.
+fn wait_for_lock(path: &Path) -> Result<(), StoreError> {
+    let io = |source| StoreError::io("lock the log", source);
+    let log = match File::open(path.join("db")) {
+        Ok(log) => log,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io(error)),
+    };
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match log.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+            Err(TryLockError::WouldBlock) if Instant::now() > deadline => {
+                return Err(StoreError::Locked { path: path.into() });
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+        }
     }
 }
 
