@@ -219,3 +219,6 @@ impl Engine for RedbEngine {
         transaction.commit().map_err(|e| general(attempt, e))
     }
 }
+
+#[cfg(test)]
+mod tests;
