@@ -349,4 +349,25 @@ mod tests {
             "unknown store backend \"rocks\", known are: memory, redb, sled"
         );
     }
+
+    #[tokio::test]
+    async fn a_newer_store_format_is_refused_and_left_alone() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("store.redb");
+        let backend = redb::backends::FileBackend::new(open_private(&file).unwrap()).unwrap();
+        let newer = State {
+            format: FORMAT + 1,
+            ..State::new(0)
+        };
+        drop(RedbEngine::create(backend, 1 << 20, &newer).unwrap());
+        let before = std::fs::metadata(&file).unwrap().len();
+        let error = open(BackendKind::Redb, folder.path(), &OpenOptions::default()).await;
+        let error = error.unwrap_err();
+        assert!(
+            matches!(error, StoreError::NewerFormat { found, .. } if found == FORMAT + 1),
+            "{error}"
+        );
+        assert!(error.to_string().contains("update the program"));
+        assert_eq!(std::fs::metadata(&file).unwrap().len(), before);
+    }
 }

@@ -29,7 +29,7 @@ const CALLS: [&str; 10] = [
     "flock",
 ];
 /// Points per backend in the short sweep.
-const POINTS: usize = 70;
+const POINTS: usize = 160;
 /// The child opens the store twice and commits this often in each life.
 const LIVES: [u64; 2] = [4, 8];
 
@@ -113,11 +113,7 @@ async fn crash_child() {
 fn strace(kind: BackendKind, path: &Path, arguments: &[String]) -> Output {
     let program = std::env::current_exe().expect("this test");
     let mut command = Command::new("strace");
-    command
-        .arg("-f")
-        .arg("--seccomp-bpf")
-        .args(arguments)
-        .arg(program);
+    command.arg("-f").args(arguments).arg(program);
     command.args(["--exact", "crash_child", "--nocapture", "--test-threads=1"]);
     command
         .env(CHILD, format!("{kind}:{}", path.display()))
@@ -233,8 +229,8 @@ fn sweep(kind: BackendKind) {
                     let path = folder.path().join("state");
                     let inject = format!("inject={call}:signal=SIGKILL:when={n}");
                     let trace = format!("trace={call}");
-                    let arguments =
-                        ["-o", "/dev/null", "-e", &trace, "-e", &inject].map(String::from);
+                    let log = folder.path().join("strace.log").display().to_string();
+                    let arguments = ["-o", &log, "-e", &trace, "-e", &inject].map(String::from);
                     let output = strace(kind, &path, &arguments);
                     killed.fetch_add(usize::from(!says(&output, "done")), Ordering::Relaxed);
                     runtime.block_on(check(kind, &path, last_ack(&output), &inject));
@@ -275,7 +271,8 @@ fn fail_calls(kind: BackendKind, faults: &[(&str, usize)]) {
             let path = folder.path().join("state");
             let inject = format!("inject={call}:error={errno}:when={n}+");
             let trace = format!("trace={call}");
-            let arguments = ["-o", "/dev/null", "-e", &trace, "-e", &inject].map(String::from);
+            let log = folder.path().join("strace.log").display().to_string();
+            let arguments = ["-o", &log, "-e", &trace, "-e", &inject].map(String::from);
             let output = strace(kind, &path, &arguments);
             stopped += usize::from(says(&output, "stopped"));
             assert!(output.status.success(), "{kind} {inject}: {output:?}");
