@@ -142,6 +142,11 @@ impl Children {
         }
     }
 
+    /// Whether the child may open sessions.
+    pub fn is_known(&self, child: ChildId) -> bool {
+        self.ends.contains_key(&child)
+    }
+
     /// Whether a session with the child stands.
     pub fn is_open(&self, child: ChildId) -> bool {
         self.ends.get(&child).is_some_and(ParentEnd::is_open)

@@ -8,10 +8,7 @@ use roble_store::{Envelope, OpenOptions, Scope, Store, Transaction, open};
 fn resident_kb() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmRSS"));
-    line.map_or_else(
-        || "unknown".into(),
-        |line| line.replace(char::is_whitespace, ""),
-    )
+    line.map_or_else(|| "unknown".into(), |line| line.replace(char::is_whitespace, ""))
 }
 
 #[tokio::main(worker_threads = 1)]
@@ -29,19 +26,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for first in (0..records).step_by(100) {
         let mut transaction = Transaction::new();
         for id in first..records.min(first + 100) {
-            let key = scope.key(
-                "service",
-                &format!("{:016x}", id.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
-            )?;
+            let key = scope.key("service", &format!("{:016x}", id.wrapping_mul(0x9E37_79B9_7F4A_7C15)))?;
             transaction = transaction.put(key, Envelope::new(1, vec![b'x'; 230]));
         }
         opened.store.commit(transaction).await?;
     }
-    println!(
-        "{records} records by 100: {:?}, {}",
-        start.elapsed(),
-        resident_kb()
-    );
+    println!("{records} records by 100: {:?}, {}", start.elapsed(), resident_kb());
     let start = Instant::now();
     for id in 0..200u64 {
         let key = scope.key("one", &id.to_string())?;

@@ -129,16 +129,10 @@ impl Embedded {
         lock(&self.handles).clone().ok_or(StoreError::Closed)
     }
 
-    async fn read<T>(
-        &self,
-        request: impl FnOnce(Reply<T>) -> ReadRequest,
-    ) -> Result<T, StoreError> {
+    async fn read<T>(&self, request: impl FnOnce(Reply<T>) -> ReadRequest) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let reads = self.handles()?.reads;
-        reads
-            .send(request(reply))
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        reads.send(request(reply)).await.map_err(|_| StoreError::Closed)?;
         drop(reads);
         answer.await.map_err(|_| StoreError::Closed)?
     }
@@ -161,12 +155,7 @@ impl Store for Embedded {
         .await
     }
 
-    async fn list(
-        &self,
-        prefix: &Prefix,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
+    async fn list(&self, prefix: &Prefix, after: Option<&Key>, limit: usize) -> Result<Page, StoreError> {
         let (prefix, after) = (prefix.clone(), after.cloned());
         self.read(|reply| ReadRequest::List {
             prefix,
@@ -182,10 +171,7 @@ impl Store for Embedded {
         let (reply, answer) = oneshot::channel();
         let commits = self.handles()?.commits;
         let request = CommitRequest { transaction, reply };
-        commits
-            .send(request)
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        commits.send(request).await.map_err(|_| StoreError::Closed)?;
         drop(commits);
         answer.await.map_err(|_| StoreError::Closed)?
     }
@@ -200,8 +186,7 @@ impl Store for Embedded {
 
     async fn close(&self) -> Result<(), StoreError> {
         let threads = self.shut();
-        let joined =
-            tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
         match joined.await {
             Ok(Ok(())) => Ok(()),
             _ => Err(StoreError::Stopped {
@@ -224,9 +209,7 @@ impl Drop for Embedded {
 impl Shared {
     fn check(&self) -> Result<(), StoreError> {
         match self.stopped.get() {
-            Some(reason) => Err(StoreError::Stopped {
-                reason: reason.clone(),
-            }),
+            Some(reason) => Err(StoreError::Stopped { reason: reason.clone() }),
             None => Ok(()),
         }
     }
@@ -239,11 +222,7 @@ impl Shared {
     }
 
     /// Runs `work` unless stopped; a panic stops the store, since it may leave the backend half changed.
-    fn run<T>(
-        &self,
-        attempt: &'static str,
-        work: impl FnOnce() -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    fn run<T>(&self, attempt: &'static str, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.check()?;
         let mut finished = false;
         let result = guard(attempt, || {
@@ -274,9 +253,7 @@ fn read(shared: &Shared, mut requests: mpsc::Receiver<ReadRequest>) {
                 limit,
                 reply,
             } => {
-                let page = shared.run("list records", || {
-                    engine::list(engine, &prefix, after.as_ref(), limit)
-                });
+                let page = shared.run("list records", || engine::list(engine, &prefix, after.as_ref(), limit));
                 reply.send(page).ok();
             }
         }
@@ -295,16 +272,12 @@ fn write(shared: &Shared, mut state: State, mut requests: mpsc::Receiver<CommitR
             bytes += request.transaction.bytes();
             requests_of_group.push(request);
         }
-        let (transactions, replies): (Vec<_>, Vec<_>) = requests_of_group
-            .into_iter()
-            .map(|r| (r.transaction, r.reply))
-            .unzip();
+        let (transactions, replies): (Vec<_>, Vec<_>) =
+            requests_of_group.into_iter().map(|r| (r.transaction, r.reply)).unzip();
         match shared.run("write commits", || write_group(shared, state, transactions)) {
             Ok((new_state, answers)) => {
                 if new_state.revision != state.revision
-                    && let Err(error) = shared
-                        .folder
-                        .write_mark(new_state.format, new_state.revision)
+                    && let Err(error) = shared.folder.write_mark(new_state.format, new_state.revision)
                     && !mark_warned
                 {
                     warn!(%error, "store mark not written");
@@ -330,17 +303,10 @@ fn write(shared: &Shared, mut state: State, mut requests: mpsc::Receiver<CommitR
 type Answers = Vec<Result<u64, StoreError>>;
 
 /// Answers, conflicts too, rest on staged writes, so they may only be sent after the group is durable.
-fn write_group(
-    shared: &Shared,
-    state: State,
-    transactions: Vec<Transaction>,
-) -> Result<(State, Answers), StoreError> {
+fn write_group(shared: &Shared, state: State, transactions: Vec<Transaction>) -> Result<(State, Answers), StoreError> {
     let engine = &*shared.engine;
     let mut group = Group::new(state);
-    let answers = transactions
-        .into_iter()
-        .map(|t| group.stage(engine, t))
-        .collect();
+    let answers = transactions.into_iter().map(|t| group.stage(engine, t)).collect();
     if !group.commits.is_empty() {
         engine.apply(&group.batch, &group.state)?;
         shared.publisher.publish(&group.commits);

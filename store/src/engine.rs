@@ -23,12 +23,7 @@ pub(crate) trait Engine: Send + Sync + 'static {
 
     /// Visits keys starting with `prefix`, greater than `after`, in order, in one consistent view, and returns
     /// the state record of that view.
-    fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        visit: &mut Visit<'_>,
-    ) -> Result<State, StoreError>;
+    fn scan(&self, prefix: &str, after: Option<&str>, visit: &mut Visit<'_>) -> Result<State, StoreError>;
 
     /// The state record, `None` if it is missing.
     fn state(&self) -> Result<Option<State>, StoreError>;
@@ -38,16 +33,10 @@ pub(crate) trait Engine: Send + Sync + 'static {
 }
 
 /// Runs `work`, turning a panic into [`StoreError::Damaged`].
-pub(crate) fn guard<T>(
-    attempt: &'static str,
-    work: impl FnOnce() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+pub(crate) fn guard<T>(attempt: &'static str, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(StoreError::Damaged {
-            what: format!(
-                "backend panicked while trying to {attempt}: {}",
-                panic_text(&*panic)
-            ),
+            what: format!("backend panicked while trying to {attempt}: {}", panic_text(&*panic)),
         })
     })
 }
@@ -58,10 +47,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-pub(crate) fn get<E: Engine + ?Sized>(
-    engine: &E,
-    key: &Key,
-) -> Result<Option<Versioned>, StoreError> {
+pub(crate) fn get<E: Engine + ?Sized>(engine: &E, key: &Key) -> Result<Option<Versioned>, StoreError> {
     let Some(bytes) = engine.get(key.as_str())? else {
         return Ok(None);
     };
@@ -77,20 +63,16 @@ pub(crate) fn list<E: Engine + ?Sized>(
     let limit = limit.min(MAX_PAGE_ENTRIES);
     let mut entries: Vec<(Key, Versioned)> = Vec::new();
     let (mut bytes, mut more) = (0, false);
-    let state = engine.scan(
-        prefix.as_str(),
-        after.map(Key::as_str),
-        &mut |key, stored| {
-            if entries.len() >= limit || bytes >= MAX_PAGE_BYTES {
-                more = true;
-                return Ok(false);
-            }
-            let (value, _) = decode(key, stored)?;
-            bytes += value.envelope.payload.len();
-            entries.push((parse_key(key)?, value));
-            Ok(true)
-        },
-    )?;
+    let state = engine.scan(prefix.as_str(), after.map(Key::as_str), &mut |key, stored| {
+        if entries.len() >= limit || bytes >= MAX_PAGE_BYTES {
+            more = true;
+            return Ok(false);
+        }
+        let (value, _) = decode(key, stored)?;
+        bytes += value.envelope.payload.len();
+        entries.push((parse_key(key)?, value));
+        Ok(true)
+    })?;
     let next = match entries.last() {
         Some((key, _)) if more => Some(key.clone()),
         _ => None,
@@ -103,9 +85,7 @@ pub(crate) fn list<E: Engine + ?Sized>(
 }
 
 fn parse_key(key: &[u8]) -> Result<Key, StoreError> {
-    let text = std::str::from_utf8(key)
-        .ok()
-        .and_then(|text| Key::new(text).ok());
+    let text = std::str::from_utf8(key).ok().and_then(|text| Key::new(text).ok());
     text.ok_or_else(|| StoreError::Damaged {
         what: format!("{:?} is not a key", String::from_utf8_lossy(key)),
     })
@@ -123,10 +103,7 @@ pub(crate) fn verify<E: Engine + ?Sized>(engine: &E, state: &State) -> Result<()
         let (value, checksum) = decode(key, stored)?;
         if value.revision > state.revision {
             return Err(StoreError::Damaged {
-                what: format!(
-                    "a record is newer than the store's revision {}",
-                    state.revision
-                ),
+                what: format!("a record is newer than the store's revision {}", state.revision),
             });
         }
         found.add(checksum);
@@ -161,11 +138,7 @@ impl Group {
 
     /// Checks the conditions of `transaction` against the engine and what is staged, and stages it.
     /// On error nothing of it is staged. Returns the revision it will have.
-    pub fn stage<E: Engine + ?Sized>(
-        &mut self,
-        engine: &E,
-        transaction: Transaction,
-    ) -> Result<u64, StoreError> {
+    pub fn stage<E: Engine + ?Sized>(&mut self, engine: &E, transaction: Transaction) -> Result<u64, StoreError> {
         for (key, expected) in &transaction.conditions {
             let found = self.lookup(engine, key)?.map(|(revision, _)| revision);
             let holds = match expected {
@@ -209,15 +182,9 @@ impl Group {
     }
 
     /// Revision and checksum of the value `key` would have now.
-    fn lookup<E: Engine + ?Sized>(
-        &self,
-        engine: &E,
-        key: &Key,
-    ) -> Result<Option<(u64, u64)>, StoreError> {
+    fn lookup<E: Engine + ?Sized>(&self, engine: &E, key: &Key) -> Result<Option<(u64, u64)>, StoreError> {
         if let Some(staged) = self.batch.get(key) {
-            return Ok(staged
-                .as_ref()
-                .map(|encoded| (encoded.revision, encoded.checksum)));
+            return Ok(staged.as_ref().map(|encoded| (encoded.revision, encoded.checksum)));
         }
         let Some(bytes) = engine.get(key.as_str())? else {
             return Ok(None);

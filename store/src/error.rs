@@ -138,10 +138,7 @@ impl StoreError {
     ///
     /// A [`StoreError::Conflict`] wants the caller to read again and build a new transaction.
     pub fn retry_can_help(&self) -> bool {
-        matches!(
-            self,
-            Self::Conflict { .. } | Self::Locked { .. } | Self::Full { .. }
-        )
+        matches!(self, Self::Conflict { .. } | Self::Locked { .. } | Self::Full { .. })
     }
 
     /// Stable code of the error, for edges and documentation.

@@ -156,9 +156,7 @@ impl Folder {
             if fs::symlink_metadata(&target).is_err() {
                 break;
             }
-            target = self
-                .path
-                .join(format!("{name}{DAMAGED}{now:012}.{attempt}"));
+            target = self.path.join(format!("{name}{DAMAGED}{now:012}.{attempt}"));
         }
         fs::rename(self.path.join(name), &target).map_err(io)?;
         self.sync()?;

@@ -38,14 +38,10 @@ pub enum KeyError {
 
 fn check_segment(segment: &str) -> Result<(), KeyError> {
     if segment.is_empty() {
-        return Err(KeyError::EmptySegment {
-            text: segment.into(),
-        });
+        return Err(KeyError::EmptySegment { text: segment.into() });
     }
     if segment.chars().any(|c| c == '/' || c.is_control()) {
-        return Err(KeyError::BadCharacter {
-            text: segment.into(),
-        });
+        return Err(KeyError::BadCharacter { text: segment.into() });
     }
     Ok(())
 }
@@ -207,22 +203,13 @@ mod tests {
     #[test]
     fn scopes_build_the_documented_keys() {
         let org = Scope::organization("acme").unwrap();
-        assert_eq!(
-            org.key("service", "web").unwrap().as_str(),
-            "o/acme/service/web"
-        );
+        assert_eq!(org.key("service", "web").unwrap().as_str(), "o/acme/service/web");
         assert_eq!(
             org.nested_key("instance", &["web", "3"]).unwrap().as_str(),
             "o/acme/instance/web/3"
         );
-        assert_eq!(
-            Scope::system().key("cluster", "c1").unwrap().as_str(),
-            "s/cluster/c1"
-        );
-        assert_eq!(
-            org.below("instance", "web").unwrap().as_str(),
-            "o/acme/instance/web/"
-        );
+        assert_eq!(Scope::system().key("cluster", "c1").unwrap().as_str(), "s/cluster/c1");
+        assert_eq!(org.below("instance", "web").unwrap().as_str(), "o/acme/instance/web/");
         assert_eq!(org.key("service", "web").unwrap().id(), "web");
     }
 

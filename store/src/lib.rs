@@ -34,7 +34,7 @@ pub use memory::{DiskFault, MemoryStore};
 pub use open::{BackendKind, OpenOptions, Opened, UnknownBackend, open};
 pub use scoped::Scoped;
 pub use store::{
-    Envelope, Expectation, MAX_OPERATIONS, MAX_PAGE_BYTES, MAX_PAGE_ENTRIES, MAX_TRANSACTION_BYTES,
-    Page, Store, Transaction, Versioned,
+    Envelope, Expectation, MAX_OPERATIONS, MAX_PAGE_BYTES, MAX_PAGE_ENTRIES, MAX_TRANSACTION_BYTES, Page, Store,
+    Transaction, Versioned,
 };
 pub use watch::{Change, Commit, WATCH_CAPACITY, Watch, WatchError};

@@ -57,9 +57,7 @@ impl Records {
         let staged = without
             .iter()
             .filter_map(|(k, r)| Some(k.as_str().len() + r.as_ref()?.bytes.len()));
-        kept.map(|(key, value)| key.len() + value.len())
-            .sum::<usize>()
-            + staged.sum::<usize>()
+        kept.map(|(key, value)| key.len() + value.len()).sum::<usize>() + staged.sum::<usize>()
     }
 }
 
@@ -68,12 +66,7 @@ impl Engine for Records {
         Ok(self.lock().0.get(key).cloned())
     }
 
-    fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        visit: &mut Visit<'_>,
-    ) -> Result<State, StoreError> {
+    fn scan(&self, prefix: &str, after: Option<&str>, visit: &mut Visit<'_>) -> Result<State, StoreError> {
         let records = self.lock();
         let start = match after.filter(|after| *after >= prefix) {
             Some(after) => Bound::Excluded(after),
@@ -135,10 +128,7 @@ impl MemoryStore {
     }
 
     fn controls(&self) -> MutexGuard<'_, Controls> {
-        self.0
-            .controls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.controls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every later commit takes this long, on tokio's clock, between being written and being durable.
@@ -174,9 +164,7 @@ impl MemoryStore {
             return Err(StoreError::Closed);
         }
         match &controls.stopped {
-            Some(reason) => Err(StoreError::Stopped {
-                reason: reason.clone(),
-            }),
+            Some(reason) => Err(StoreError::Stopped { reason: reason.clone() }),
             None => Ok(()),
         }
     }
@@ -189,12 +177,7 @@ impl Store for MemoryStore {
         engine::get(&self.0.records, key)
     }
 
-    async fn list(
-        &self,
-        prefix: &Prefix,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
+    async fn list(&self, prefix: &Prefix, after: Option<&Key>, limit: usize) -> Result<Page, StoreError> {
         Self::check(&self.controls())?;
         engine::list(&self.0.records, prefix, after, limit)
     }

@@ -132,11 +132,7 @@ impl fmt::Debug for Opened {
 /// # Errors
 /// [`StoreError::Locked`], [`StoreError::OtherBackend`], [`StoreError::NewerFormat`], [`StoreError::Io`] or
 /// [`StoreError::Full`]. Nothing is moved or changed then.
-pub async fn open(
-    kind: BackendKind,
-    path: &Path,
-    options: &OpenOptions,
-) -> Result<Opened, StoreError> {
+pub async fn open(kind: BackendKind, path: &Path, options: &OpenOptions) -> Result<Opened, StoreError> {
     if kind == BackendKind::Memory {
         let store = Arc::new(MemoryStore::new());
         return Ok(Opened {
@@ -175,12 +171,7 @@ fn open_folder(kind: BackendKind, path: &Path, options: &OpenOptions) -> Result<
     let io = |source| StoreError::io("open the store's folder", source);
     let folder = Folder::open(path)?;
     for other in BackendKind::all().filter(|other| *other != kind) {
-        if folder
-            .path()
-            .join(other.file_name())
-            .try_exists()
-            .map_err(io)?
-        {
+        if folder.path().join(other.file_name()).try_exists().map_err(io)? {
             let path = folder.path().to_owned();
             return Err(StoreError::OtherBackend {
                 path,
@@ -201,9 +192,7 @@ fn open_folder(kind: BackendKind, path: &Path, options: &OpenOptions) -> Result<
 
     let mut damage = None;
     if file.try_exists().map_err(io)? {
-        match guard("open the store", || {
-            open_checked(kind, &folder, &file, marked, options)
-        }) {
+        match guard("open the store", || open_checked(kind, &folder, &file, marked, options)) {
             Ok((engine, state)) => return ready(kind, engine, folder, state, None),
             Err(StoreError::Damaged { what }) => {
                 let target = folder.set_aside(&name)?;
@@ -219,15 +208,11 @@ fn open_folder(kind: BackendKind, path: &Path, options: &OpenOptions) -> Result<
 
     // Made under another name, so that a crash while making it cannot look like damage. Revisions go on where
     // the lost store stopped, as far as that is known.
-    guard("make the store", || {
-        create(kind, &new, options, &State::new(marked))
-    })?;
+    guard("make the store", || create(kind, &new, options, &State::new(marked)))?;
     std::fs::rename(&new, &file).map_err(|e| StoreError::io("put the new store in place", e))?;
     folder.sync()?;
     info!(path = %file.display(), "new store made");
-    let (engine, state) = guard("open the store", || {
-        open_checked(kind, &folder, &file, marked, options)
-    })?;
+    let (engine, state) = guard("open the store", || open_checked(kind, &folder, &file, marked, options))?;
     ready(kind, engine, folder, state, damage)
 }
 
@@ -243,12 +228,7 @@ fn check_format(folder: &Folder, found: u16) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn create(
-    kind: BackendKind,
-    path: &Path,
-    options: &OpenOptions,
-    state: &State,
-) -> Result<(), StoreError> {
+fn create(kind: BackendKind, path: &Path, options: &OpenOptions, state: &State) -> Result<(), StoreError> {
     let io = |source| StoreError::io("make the store", source);
     match kind {
         BackendKind::Sled => {
@@ -257,11 +237,10 @@ fn create(
         }
         _ => {
             let file = open_private(path).map_err(io)?;
-            let backend =
-                redb::backends::FileBackend::new(file).map_err(|e| StoreError::Backend {
-                    attempt: "make the store",
-                    reason: e.to_string(),
-                })?;
+            let backend = redb::backends::FileBackend::new(file).map_err(|e| StoreError::Backend {
+                attempt: "make the store",
+                reason: e.to_string(),
+            })?;
             drop(RedbEngine::create(backend, options.cache_bytes, state)?);
         }
     }
@@ -294,10 +273,7 @@ fn open_checked(
     check_format(folder, state.format)?;
     if state.revision < marked {
         return Err(StoreError::Damaged {
-            what: format!(
-                "revision {} found, {marked} was acknowledged",
-                state.revision
-            ),
+            what: format!("revision {} found, {marked} was acknowledged", state.revision),
         });
     }
     verify(&*engine, &state)?;
@@ -312,9 +288,7 @@ fn ready(
     damage: Option<String>,
 ) -> Result<Ready, StoreError> {
     let mark = |source| StoreError::io("write the store's mark", source);
-    folder
-        .write_mark(state.format, state.revision)
-        .map_err(mark)?;
+    folder.write_mark(state.format, state.revision).map_err(mark)?;
     folder.sync_mark().map_err(mark)?;
     let fresh = state.revision == state.base;
     let set_aside = if fresh {
@@ -344,10 +318,7 @@ mod tests {
             assert_eq!(kind.name().parse::<BackendKind>().unwrap(), kind);
         }
         let error = "rocks".parse::<BackendKind>().unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "unknown store backend \"rocks\", known are: memory, redb, sled"
-        );
+        assert_eq!(error, "unknown store backend \"rocks\", known are: memory, redb, sled");
     }
 
     #[tokio::test]

@@ -135,10 +135,7 @@ impl State {
         }
         let format = u16_at(body, 0).ok_or_else(damaged)?;
         if format > FORMAT {
-            return Ok(Self {
-                format,
-                ..Self::new(0)
-            });
+            return Ok(Self { format, ..Self::new(0) });
         }
         let number = |index: usize| u64_at(body, 2 + 8 * index).ok_or_else(damaged);
         Ok(Self {
@@ -167,10 +164,7 @@ mod tests {
             assert!(decode(b"s/k/i", &bytes).is_err(), "bit {bit}");
         }
         for len in 0..record.bytes.len() {
-            assert!(
-                decode(b"s/k/i", &record.bytes[..len]).is_err(),
-                "length {len}"
-            );
+            assert!(decode(b"s/k/i", &record.bytes[..len]).is_err(), "length {len}");
         }
     }
 

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, StorageError,
-    TableDefinition, TableError,
+    Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, StorageError, TableDefinition, TableError,
 };
 
 use crate::engine::{Batch, Engine, Visit};
@@ -21,11 +20,7 @@ pub(crate) struct RedbEngine {
 
 impl RedbEngine {
     /// Makes a new database in the empty `backend` holding only `state`.
-    pub fn create(
-        backend: impl StorageBackend,
-        cache_bytes: usize,
-        state: &State,
-    ) -> Result<Self, StoreError> {
+    pub fn create(backend: impl StorageBackend, cache_bytes: usize, state: &State) -> Result<Self, StoreError> {
         let database = builder(cache_bytes).create_with_backend(backend);
         let engine = Self {
             database: database.map_err(|e| open_error("create the file", e))?,
@@ -44,10 +39,7 @@ impl RedbEngine {
 
     /// Opens whatever `backend` holds, as after a crash.
     #[cfg(test)]
-    pub fn open_backend(
-        backend: impl StorageBackend,
-        cache_bytes: usize,
-    ) -> Result<Self, StoreError> {
+    pub fn open_backend(backend: impl StorageBackend, cache_bytes: usize) -> Result<Self, StoreError> {
         let database = builder(cache_bytes).create_with_backend(backend);
         Ok(Self {
             database: database.map_err(|e| open_error("open the file", e))?,
@@ -83,9 +75,7 @@ fn open_error(attempt: &'static str, error: DatabaseError) -> StoreError {
 fn storage(attempt: &'static str, error: StorageError) -> StoreError {
     match error {
         // An error with a system code comes from the disk; one without is redb reading past the end.
-        StorageError::Io(source) if source.raw_os_error().is_some() => {
-            StoreError::io(attempt, source)
-        }
+        StorageError::Io(source) if source.raw_os_error().is_some() => StoreError::io(attempt, source),
         StorageError::Io(source) => StoreError::Damaged {
             what: source.to_string(),
         },
@@ -123,50 +113,28 @@ fn read_state(transaction: &redb::ReadTransaction) -> Result<Option<State>, Stor
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
         Err(error) => return Err(table("read the format record", error)),
     };
-    let bytes = meta
-        .get(STATE)
-        .map_err(|e| storage("read the format record", e))?;
+    let bytes = meta.get(STATE).map_err(|e| storage("read the format record", e))?;
     bytes.map(|bytes| State::decode(bytes.value())).transpose()
 }
 
 impl Engine for RedbEngine {
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let attempt = "read a record";
-        let transaction = self
-            .database
-            .begin_read()
-            .map_err(|e| general(attempt, e))?;
-        let records = transaction
-            .open_table(RECORDS)
-            .map_err(|e| table(attempt, e))?;
-        let value = records
-            .get(key.as_bytes())
-            .map_err(|e| storage(attempt, e))?;
+        let transaction = self.database.begin_read().map_err(|e| general(attempt, e))?;
+        let records = transaction.open_table(RECORDS).map_err(|e| table(attempt, e))?;
+        let value = records.get(key.as_bytes()).map_err(|e| storage(attempt, e))?;
         Ok(value.map(|value| value.value().to_vec()))
     }
 
-    fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        visit: &mut Visit<'_>,
-    ) -> Result<State, StoreError> {
+    fn scan(&self, prefix: &str, after: Option<&str>, visit: &mut Visit<'_>) -> Result<State, StoreError> {
         let attempt = "list records";
-        let transaction = self
-            .database
-            .begin_read()
-            .map_err(|e| general(attempt, e))?;
+        let transaction = self.database.begin_read().map_err(|e| general(attempt, e))?;
         let state = read_state(&transaction)?.ok_or_else(|| StoreError::Damaged {
             what: "format record is missing".into(),
         })?;
-        let records = transaction
-            .open_table(RECORDS)
-            .map_err(|e| table(attempt, e))?;
+        let records = transaction.open_table(RECORDS).map_err(|e| table(attempt, e))?;
         let start = after.unwrap_or(prefix).max(prefix);
-        for entry in records
-            .range(start.as_bytes()..)
-            .map_err(|e| storage(attempt, e))?
-        {
+        for entry in records.range(start.as_bytes()..).map_err(|e| storage(attempt, e))? {
             let (key, value) = entry.map_err(|e| storage(attempt, e))?;
             if !key.value().starts_with(prefix.as_bytes()) {
                 break;
@@ -183,25 +151,15 @@ impl Engine for RedbEngine {
 
     fn state(&self) -> Result<Option<State>, StoreError> {
         let attempt = "read the format record";
-        read_state(
-            &self
-                .database
-                .begin_read()
-                .map_err(|e| general(attempt, e))?,
-        )
+        read_state(&self.database.begin_read().map_err(|e| general(attempt, e))?)
     }
 
     fn apply(&self, batch: &Batch, state: &State) -> Result<(), StoreError> {
         let attempt = "write a commit";
         // redb's default durability syncs before commit() returns.
-        let transaction = self
-            .database
-            .begin_write()
-            .map_err(|e| general(attempt, e))?;
+        let transaction = self.database.begin_write().map_err(|e| general(attempt, e))?;
         {
-            let mut records = transaction
-                .open_table(RECORDS)
-                .map_err(|e| table(attempt, e))?;
+            let mut records = transaction.open_table(RECORDS).map_err(|e| table(attempt, e))?;
             for (key, record) in batch {
                 let key = key.as_str().as_bytes();
                 match record {
@@ -210,9 +168,7 @@ impl Engine for RedbEngine {
                 }
                 .map_err(|e| storage(attempt, e))?;
             }
-            let mut meta = transaction
-                .open_table(META)
-                .map_err(|e| table(attempt, e))?;
+            let mut meta = transaction.open_table(META).map_err(|e| table(attempt, e))?;
             meta.insert(STATE, state.encode().as_slice())
                 .map_err(|e| storage(attempt, e))?;
         }

@@ -40,12 +40,7 @@ impl<S: Store> Scoped<S> {
     ///
     /// # Errors
     /// As [`Store::list`].
-    pub async fn list_kind(
-        &self,
-        kind: &str,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
+    pub async fn list_kind(&self, kind: &str, after: Option<&Key>, limit: usize) -> Result<Page, StoreError> {
         self.list(&self.scope.kind(kind)?, after, limit).await
     }
 
@@ -55,9 +50,7 @@ impl<S: Store> Scoped<S> {
     /// As [`Store::commit`].
     pub async fn put(&self, kind: &str, id: &str, envelope: Envelope) -> Result<u64, StoreError> {
         let key = self.scope.key(kind, id)?;
-        self.store
-            .commit(Transaction::new().put(key, envelope))
-            .await
+        self.store.commit(Transaction::new().put(key, envelope)).await
     }
 
     /// Removes the record `id` of `kind`, if there is one.
@@ -88,12 +81,7 @@ impl<S: Store> Store for Scoped<S> {
         self.store.get(key).await
     }
 
-    async fn list(
-        &self,
-        prefix: &Prefix,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
+    async fn list(&self, prefix: &Prefix, after: Option<&Key>, limit: usize) -> Result<Page, StoreError> {
         self.check(prefix.as_str())?;
         self.store.list(prefix, after, limit).await
     }

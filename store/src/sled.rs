@@ -66,8 +66,7 @@ impl SledEngine {
             Err(error) => return Err(StoreError::io("look for the log", error)),
         }
         wait_for_lock(path)?;
-        remove_unfinished_snapshots(path)
-            .map_err(|e| StoreError::io("remove an unfinished snapshot", e))?;
+        remove_unfinished_snapshots(path).map_err(|e| StoreError::io("remove an unfinished snapshot", e))?;
         Self::open_any(path, cache_bytes)
     }
 
@@ -98,10 +97,7 @@ impl SledEngine {
 
     /// Values above sled's segment size live in files of their own.
     fn sync_blobs(&self) -> io::Result<()> {
-        let mut known = self
-            .synced_blobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.synced_blobs.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut present, mut new) = (HashSet::new(), false);
         for entry in fs::read_dir(&self.blobs)? {
             let entry = entry?;
@@ -174,9 +170,7 @@ fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
 fn sled_error(attempt: &'static str, error: sled::Error) -> StoreError {
     match error {
         // An error with a system code comes from the disk; one without is sled reading past the end.
-        sled::Error::Io(source) if source.raw_os_error().is_some() => {
-            StoreError::io(attempt, source)
-        }
+        sled::Error::Io(source) if source.raw_os_error().is_some() => StoreError::io(attempt, source),
         sled::Error::CollectionNotFound(_) => StoreError::Backend {
             attempt,
             reason: error.to_string(),
@@ -196,10 +190,7 @@ fn record_key(key: &str) -> Vec<u8> {
 
 impl Engine for SledEngine {
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let _durable = self
-            .undurable
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _durable = self.undurable.read().unwrap_or_else(PoisonError::into_inner);
         let value = self
             .database
             .get(record_key(key))
@@ -207,16 +198,8 @@ impl Engine for SledEngine {
         Ok(value.map(|value: IVec| value.to_vec()))
     }
 
-    fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        visit: &mut Visit<'_>,
-    ) -> Result<State, StoreError> {
-        let _durable = self
-            .undurable
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+    fn scan(&self, prefix: &str, after: Option<&str>, visit: &mut Visit<'_>) -> Result<State, StoreError> {
+        let _durable = self.undurable.read().unwrap_or_else(PoisonError::into_inner);
         let state = self.read_state()?.ok_or_else(|| StoreError::Damaged {
             what: "format record is missing".into(),
         })?;
@@ -238,19 +221,13 @@ impl Engine for SledEngine {
     }
 
     fn state(&self) -> Result<Option<State>, StoreError> {
-        let _durable = self
-            .undurable
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _durable = self.undurable.read().unwrap_or_else(PoisonError::into_inner);
         self.read_state()
     }
 
     fn apply(&self, batch: &Batch, state: &State) -> Result<(), StoreError> {
         let attempt = "write a commit";
-        let _undurable = self
-            .undurable
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _undurable = self.undurable.write().unwrap_or_else(PoisonError::into_inner);
         let mut changes = sled::Batch::default();
         for (key, record) in batch {
             match record {
@@ -259,13 +236,9 @@ impl Engine for SledEngine {
             }
         }
         changes.insert(STATE, state.encode());
-        self.database
-            .apply_batch(changes)
-            .map_err(|e| sled_error(attempt, e))?;
+        self.database.apply_batch(changes).map_err(|e| sled_error(attempt, e))?;
         self.database.flush().map_err(|e| sled_error(attempt, e))?;
-        self.log
-            .sync_data()
-            .map_err(|e| StoreError::io(attempt, e))?;
+        self.log.sync_data().map_err(|e| StoreError::io(attempt, e))?;
         self.sync_blobs().map_err(|e| StoreError::io(attempt, e))
     }
 }

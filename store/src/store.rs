@@ -145,17 +145,11 @@ impl Transaction {
 
     /// Bytes that count against [`MAX_TRANSACTION_BYTES`].
     pub fn bytes(&self) -> usize {
-        let conditions: usize = self
-            .conditions
-            .iter()
-            .map(|(key, _)| key.as_str().len())
-            .sum();
+        let conditions: usize = self.conditions.iter().map(|(key, _)| key.as_str().len()).sum();
         let operations: usize = self
             .operations
             .iter()
-            .map(|(key, value)| {
-                key.as_str().len() + value.as_ref().map_or(0, |envelope| envelope.payload.len())
-            })
+            .map(|(key, value)| key.as_str().len() + value.as_ref().map_or(0, |envelope| envelope.payload.len()))
             .sum();
         conditions + operations
     }
@@ -188,9 +182,7 @@ impl Transaction {
         let mut keys: Vec<&Key> = self.operations.iter().map(|(key, _)| key).collect();
         keys.sort_unstable();
         match keys.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(StoreError::DuplicateKey {
-                key: pair[0].clone(),
-            }),
+            Some(pair) => Err(StoreError::DuplicateKey { key: pair[0].clone() }),
             None => Ok(()),
         }
     }
@@ -216,12 +208,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`Store::get`].
-    async fn list(
-        &self,
-        prefix: &Prefix,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> Result<Page, StoreError>;
+    async fn list(&self, prefix: &Prefix, after: Option<&Key>, limit: usize) -> Result<Page, StoreError>;
 
     /// Applies all operations if all conditions hold, and returns the revision they were written at.
     ///
@@ -263,12 +250,7 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         (**self).get(key).await
     }
 
-    async fn list(
-        &self,
-        prefix: &Prefix,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
+    async fn list(&self, prefix: &Prefix, after: Option<&Key>, limit: usize) -> Result<Page, StoreError> {
         (**self).list(prefix, after, limit).await
     }
 

@@ -11,8 +11,8 @@ mod model;
 pub use model::model;
 
 use crate::{
-    Envelope, Expectation, Key, MAX_OPERATIONS, MAX_PAGE_ENTRIES, MAX_TRANSACTION_BYTES, Prefix,
-    Scope, Store, StoreError, Transaction, WATCH_CAPACITY, WatchError,
+    Envelope, Expectation, Key, MAX_OPERATIONS, MAX_PAGE_ENTRIES, MAX_TRANSACTION_BYTES, Prefix, Scope, Store,
+    StoreError, Transaction, WATCH_CAPACITY, WatchError,
 };
 
 /// A store for the suite.
@@ -65,10 +65,7 @@ async fn reads_what_was_written(store: Handle) {
 
     let third = put(&store, "a", "2").await;
     assert_eq!(payload(&store, "a").await, Some(b"2".to_vec()));
-    store
-        .commit(Transaction::new().delete(key("a")))
-        .await
-        .expect("delete");
+    store.commit(Transaction::new().delete(key("a"))).await.expect("delete");
     assert_eq!(payload(&store, "a").await, None);
 
     let before = store.revision().await.expect("revision");
@@ -81,22 +78,14 @@ async fn reads_what_was_written(store: Handle) {
         idle, before,
         "a transaction that changes nothing has no revision of its own"
     );
-    assert_eq!(
-        store.commit(Transaction::new()).await.expect("empty"),
-        before
-    );
+    assert_eq!(store.commit(Transaction::new()).await.expect("empty"), before);
 
     let newer = Envelope::new(7, &b"x"[..]);
     store
         .commit(Transaction::new().put(key("n"), newer))
         .await
         .expect("put");
-    let found = store
-        .get(&key("n"))
-        .await
-        .expect("get")
-        .expect("n was put")
-        .envelope;
+    let found = store.get(&key("n")).await.expect("get").expect("n was put").envelope;
     assert!(matches!(
         found.read(6),
         Err(StoreError::NewerSchema { found: 7, known: 6 })
@@ -110,18 +99,11 @@ async fn conditions_guard_the_whole_transaction(store: Handle) {
         Transaction::new().if_absent(key("a")),
         Transaction::new().if_revision(key("a"), revision + 1),
         Transaction::new().if_revision(key("b"), revision),
-        Transaction::new()
-            .if_revision(key("a"), revision)
-            .if_absent(key("a")),
+        Transaction::new().if_revision(key("a"), revision).if_absent(key("a")),
     ];
     for transaction in refused {
-        let transaction = transaction
-            .put(key("a"), value("2"))
-            .put(key("c"), value("2"));
-        let error = store
-            .commit(transaction)
-            .await
-            .expect_err("condition does not hold");
+        let transaction = transaction.put(key("a"), value("2")).put(key("c"), value("2"));
+        let error = store.commit(transaction).await.expect_err("condition does not hold");
         assert!(matches!(error, StoreError::Conflict { .. }), "{error}");
         assert!(error.retry_can_help());
         assert_eq!(payload(&store, "a").await, Some(b"1".to_vec()));
@@ -137,10 +119,7 @@ async fn conditions_guard_the_whole_transaction(store: Handle) {
             expected,
             found,
         } => {
-            assert_eq!(
-                (at, expected, found),
-                (key("a"), Expectation::Absent, Some(revision))
-            );
+            assert_eq!((at, expected, found), (key("a"), Expectation::Absent, Some(revision)));
         }
         other => panic!("unexpected {other}"),
     }
@@ -150,16 +129,11 @@ async fn conditions_guard_the_whole_transaction(store: Handle) {
         "a conflict writes nothing"
     );
 
-    let held = Transaction::new()
-        .if_revision(key("a"), revision)
-        .if_absent(key("c"));
+    let held = Transaction::new().if_revision(key("a"), revision).if_absent(key("c"));
     let both = held.delete(key("a")).put(key("c"), value("3"));
     let at = store.commit(both).await.expect("conditions hold");
     assert_eq!(payload(&store, "a").await, None);
-    assert_eq!(
-        store.get(&key("c")).await.expect("get").map(|c| c.revision),
-        Some(at)
-    );
+    assert_eq!(store.get(&key("c")).await.expect("get").map(|c| c.revision), Some(at));
 }
 
 async fn exactly_one_of_many_racers_wins(store: Handle) {
@@ -185,27 +159,14 @@ async fn exactly_one_of_many_racers_wins(store: Handle) {
 }
 
 async fn limits_are_clear_errors(store: Handle) {
-    let filled = |count: usize| {
-        (0..count).fold(Transaction::new(), |t, i| {
-            t.put(key(&i.to_string()), value("x"))
-        })
-    };
-    store
-        .commit(filled(MAX_OPERATIONS))
-        .await
-        .expect("as many as allowed");
+    let filled = |count: usize| (0..count).fold(Transaction::new(), |t, i| t.put(key(&i.to_string()), value("x")));
+    store.commit(filled(MAX_OPERATIONS)).await.expect("as many as allowed");
     let error = store
         .commit(filled(MAX_OPERATIONS + 1))
         .await
         .expect_err("one too many");
     assert!(
-        matches!(
-            error,
-            StoreError::TooManyOperations {
-                count: 101,
-                limit: 100
-            }
-        ),
+        matches!(error, StoreError::TooManyOperations { count: 101, limit: 100 }),
         "{error}"
     );
 
@@ -213,15 +174,10 @@ async fn limits_are_clear_errors(store: Handle) {
     let big = |bytes: usize| Transaction::new().put(key("big"), Envelope::new(1, vec![7; bytes]));
     store.commit(big(room)).await.expect("as large as allowed");
     assert_eq!(payload(&store, "big").await.map(|p| p.len()), Some(room));
-    let error = store
-        .commit(big(room + 1))
-        .await
-        .expect_err("one byte too many");
+    let error = store.commit(big(room + 1)).await.expect_err("one byte too many");
     assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
 
-    let twice = Transaction::new()
-        .put(key("t"), value("1"))
-        .delete(key("t"));
+    let twice = Transaction::new().put(key("t"), value("1")).delete(key("t"));
     let error = store.commit(twice).await.expect_err("same key twice");
     assert!(matches!(error, StoreError::DuplicateKey { .. }), "{error}");
     assert_eq!(payload(&store, "t").await, None);
@@ -243,10 +199,7 @@ async fn lists_in_pages(store: Handle) {
         for limit in [1, 7, 25, MAX_PAGE_ENTRIES, usize::MAX] {
             let (mut keys, mut after) = (Vec::new(), None);
             loop {
-                let page = store
-                    .list(&prefix, after.as_ref(), limit)
-                    .await
-                    .expect("list");
+                let page = store.list(&prefix, after.as_ref(), limit).await.expect("list");
                 assert!(page.entries.len() <= limit);
                 keys.extend(page.entries.into_iter().map(|(key, _)| key));
                 after = page.next;
@@ -264,10 +217,7 @@ async fn lists_in_pages(store: Handle) {
     assert_eq!(page.entries[0].0.as_str(), "o/a/k/11");
     assert_eq!(page.revision, 3);
     let before_all = Key::new("a").expect("a key");
-    let page = store
-        .list(&prefix, Some(&before_all), 100)
-        .await
-        .expect("list");
+    let page = store.list(&prefix, Some(&before_all), 100).await.expect("list");
     assert_eq!(page.entries.len(), 25);
 }
 
@@ -281,10 +231,7 @@ async fn watches_in_order(store: Handle) {
     let both = Transaction::new()
         .put(key("in/a"), value("1"))
         .put(key("out"), value("2"));
-    let first = store
-        .commit(both.delete(key("in/never")))
-        .await
-        .expect("commit");
+    let first = store.commit(both.delete(key("in/never"))).await.expect("commit");
     store
         .commit(Transaction::new().if_absent(key("in/a")))
         .await
@@ -296,26 +243,16 @@ async fn watches_in_order(store: Handle) {
 
     let commit = watch.next().await.expect("first commit");
     assert_eq!(commit.revision, first);
-    let changes: Vec<_> = commit
-        .changes
-        .iter()
-        .map(|c| (&c.key, &c.envelope))
-        .collect();
+    let changes: Vec<_> = commit.changes.iter().map(|c| (&c.key, &c.envelope)).collect();
     assert_eq!(changes, [(&key("in/a"), &Some(value("1")))]);
     let commit = watch.next().await.expect("second commit");
-    assert_eq!(
-        (commit.revision, &commit.changes[0].envelope),
-        (second, &None)
-    );
+    assert_eq!((commit.revision, &commit.changes[0].envelope), (second, &None));
     assert_eq!(watch.try_next(), Ok(None));
 }
 
 async fn a_slow_watch_is_told(store: Handle) {
     let mut slow = store.watch(&Prefix::all()).await.expect("watch");
-    let mut elsewhere = store
-        .watch(&Prefix::new("o/").expect("a prefix"))
-        .await
-        .expect("watch");
+    let mut elsewhere = store.watch(&Prefix::new("o/").expect("a prefix")).await.expect("watch");
     for i in 0..=WATCH_CAPACITY {
         put(&store, "a", &i.to_string()).await;
     }

@@ -17,10 +17,7 @@ async fn contract(kind: BackendKind) {
     suite::contract(|| async {
         let folder = TempDir::new().expect("a temporary folder");
         let store = open_in(kind, &folder).await;
-        folders
-            .lock()
-            .expect("no test panics while it holds this")
-            .push(folder);
+        folders.lock().expect("no test panics while it holds this").push(folder);
         store
     })
     .await;

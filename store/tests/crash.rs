@@ -10,9 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use roble_store::{
-    BackendKind, Envelope, Key, OpenOptions, Prefix, Store, StoreError, Transaction, open,
-};
+use roble_store::{BackendKind, Envelope, Key, OpenOptions, Prefix, Store, StoreError, Transaction, open};
 use tempfile::TempDir;
 
 const CHILD: &str = "ROBLE_CRASH_CHILD";
@@ -95,10 +93,7 @@ async fn crash_child() {
                 Err(error) => {
                     say(&format!("refused: {error:?}"));
                     let later = store.commit(transaction(number)).await;
-                    assert!(
-                        matches!(later, Err(StoreError::Stopped { .. })),
-                        "{later:?}"
-                    );
+                    assert!(matches!(later, Err(StoreError::Stopped { .. })), "{later:?}");
                     assert!(store.get(&key("last")).await.is_err());
                     say("stopped");
                     return;
@@ -118,9 +113,9 @@ fn strace(kind: BackendKind, path: &Path, arguments: &[String]) -> Output {
     command
         .env(CHILD, format!("{kind}:{}", path.display()))
         .env("RUST_BACKTRACE", "0");
-    command.output().unwrap_or_else(|error| {
-        panic!("strace does not start ({error}); scripts/install-dev-tools.sh installs it")
-    })
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("strace does not start ({error}); scripts/install-dev-tools.sh installs it"))
 }
 
 /// The last acknowledged transaction; what the child printed may be cut anywhere.
@@ -128,9 +123,7 @@ fn last_ack(output: &Output) -> u64 {
     let text = String::from_utf8_lossy(&output.stdout);
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     // The first line starts with what the test harness says.
-    let acks = whole
-        .lines()
-        .filter_map(|line| line.split_once("ack ")?.1.parse().ok());
+    let acks = whole.lines().filter_map(|line| line.split_once("ack ")?.1.parse().ok());
     acks.max().unwrap_or(0)
 }
 
@@ -144,11 +137,7 @@ async fn check(kind: BackendKind, path: &Path, acked: u64, point: &str) {
     let opened = open(kind, path, &OpenOptions::default()).await;
     let opened = opened.unwrap_or_else(|error| panic!("{kind} {point}: does not open: {error:?}"));
     assert_eq!(opened.damage, None, "{kind} {point}");
-    let page = opened
-        .store
-        .list(&Prefix::all(), None, 1000)
-        .await
-        .expect("list");
+    let page = opened.store.list(&Prefix::all(), None, 1000).await.expect("list");
     let found: BTreeMap<Key, Envelope> = page
         .entries
         .into_iter()
@@ -156,17 +145,9 @@ async fn check(kind: BackendKind, path: &Path, acked: u64, point: &str) {
         .collect();
     // The transaction under way may have become durable without its caller hearing of it.
     let fits = found == expected(acked) || found == expected(acked + 1);
-    assert!(
-        fits,
-        "{kind} {point}: {acked} acknowledged, found {:?}",
-        found.keys()
-    );
+    assert!(fits, "{kind} {point}: {acked} acknowledged, found {:?}", found.keys());
     let next = Transaction::new().put(key("after"), value(1));
-    opened
-        .store
-        .commit(next)
-        .await
-        .expect("the store works again");
+    opened.store.commit(next).await.expect("the store works again");
 }
 
 /// How often one thread of the child makes each call at most.
@@ -180,10 +161,7 @@ fn count_calls(kind: BackendKind) -> Vec<(&'static str, usize)> {
         format!("trace={}", CALLS.join(",")),
     ];
     let output = strace(kind, &folder.path().join("state"), &arguments);
-    assert!(
-        output.status.success() && says(&output, "done"),
-        "{output:?}"
-    );
+    assert!(output.status.success() && says(&output, "done"), "{output:?}");
     let text = std::fs::read_to_string(log).expect("strace wrote its log");
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for line in text.lines() {
@@ -239,11 +217,7 @@ fn sweep(kind: BackendKind) {
         }
     });
     let killed = killed.into_inner();
-    println!(
-        "{kind}: {killed} kills at {} of {} points",
-        points.len(),
-        all.len()
-    );
+    println!("{kind}: {killed} kills at {} of {} points", points.len(), all.len());
     assert!(
         killed * 2 > points.len(),
         "{kind}: only {killed} of {} runs died",

@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use roble_store::{
-    BackendKind, Envelope, Key, OpenOptions, Opened, Prefix, Store, StoreError, Transaction, open,
-};
+use roble_store::{BackendKind, Envelope, Key, OpenOptions, Opened, Prefix, Store, StoreError, Transaction, open};
 use tempfile::TempDir;
 
 const EMBEDDED: [BackendKind; 2] = [BackendKind::Redb, BackendKind::Sled];
@@ -74,12 +72,7 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// Opens a copy of `template` after `damage`: it must be whole, or set aside and reported.
-async fn check(
-    kind: BackendKind,
-    template: &Path,
-    records: usize,
-    damage: impl Fn(&fs::File),
-) -> bool {
+async fn check(kind: BackendKind, template: &Path, records: usize, damage: impl Fn(&fs::File)) -> bool {
     let folder = TempDir::new().expect("a temporary folder");
     let path = folder.path().join("state");
     copy_folder(template, &path);
@@ -95,26 +88,14 @@ async fn check(
     let found = count(&opened.store).await.expect("what opened can be read");
     if opened.damage.is_none() {
         assert!(!opened.fresh && opened.set_aside.is_none());
-        assert_eq!(
-            found, records,
-            "{kind}: records are missing and nobody was told"
-        );
+        assert_eq!(found, records, "{kind}: records are missing and nobody was told");
         return false;
     }
     assert!(opened.fresh);
     assert_eq!(found, 0);
-    assert!(
-        opened
-            .set_aside
-            .expect("the damaged store was kept")
-            .exists()
-    );
+    assert!(opened.set_aside.expect("the damaged store was kept").exists());
     let write = Transaction::new().put(key(0), value(0));
-    opened
-        .store
-        .commit(write)
-        .await
-        .expect("the new store works");
+    opened.store.commit(write).await.expect("the new store works");
     opened.store.close().await.expect("close");
     let again = open_at(kind, &path).await.expect("open again");
     assert!(!again.fresh && again.set_aside.is_none() && again.damage.is_none());
@@ -126,32 +107,14 @@ async fn truncation_is_noticed() {
     for kind in EMBEDDED {
         let folder = TempDir::new().expect("a temporary folder");
         filled(kind, folder.path(), 300).await;
-        let len = fs::metadata(data_file(kind, folder.path()))
-            .expect("metadata")
-            .len();
-        let cuts = [
-            0,
-            1,
-            8,
-            100,
-            511,
-            4095,
-            4096,
-            len / 4,
-            len / 2,
-            len - 4096,
-            len - 1,
-        ];
+        let len = fs::metadata(data_file(kind, folder.path())).expect("metadata").len();
+        let cuts = [0, 1, 8, 100, 511, 4095, 4096, len / 4, len / 2, len - 4096, len - 1];
         let mut noticed = 0;
         for cut in cuts {
             let cut_file = |file: &fs::File| file.set_len(cut).expect("truncate");
             noticed += usize::from(check(kind, folder.path(), 300, cut_file).await);
         }
-        assert!(
-            noticed >= cuts.len() / 2,
-            "{kind}: {noticed} of {} noticed",
-            cuts.len()
-        );
+        assert!(noticed >= cuts.len() / 2, "{kind}: {noticed} of {} noticed", cuts.len());
     }
 }
 
@@ -160,13 +123,10 @@ async fn zeroed_ranges_are_noticed() {
     for kind in EMBEDDED {
         let folder = TempDir::new().expect("a temporary folder");
         filled(kind, folder.path(), 300).await;
-        let len = fs::metadata(data_file(kind, folder.path()))
-            .expect("metadata")
-            .len();
+        let len = fs::metadata(data_file(kind, folder.path())).expect("metadata").len();
         for step in 0..16 {
             let zero = |file: &fs::File| {
-                file.write_all_at(&[0; 8192], len * step / 16)
-                    .expect("zero");
+                file.write_all_at(&[0; 8192], len * step / 16).expect("zero");
                 file.set_len(len).expect("keep the length");
             };
             check(kind, folder.path(), 300, zero).await;
@@ -179,9 +139,7 @@ async fn flipped_bits_are_noticed() {
     for kind in EMBEDDED {
         let folder = TempDir::new().expect("a temporary folder");
         filled(kind, folder.path(), 300).await;
-        let len = fs::metadata(data_file(kind, folder.path()))
-            .expect("metadata")
-            .len();
+        let len = fs::metadata(data_file(kind, folder.path())).expect("metadata").len();
         let mut rng = SmallRng::seed_from_u64(SEED);
         for round in 0..60 {
             // The first page, where an engine keeps what leads to all else, gets a third of the flips.
@@ -194,8 +152,7 @@ async fn flipped_bits_are_noticed() {
             let flip = |file: &fs::File| {
                 let mut byte = [0];
                 file.read_exact_at(&mut byte, at).expect("read a byte");
-                file.write_all_at(&[byte[0] ^ (1 << bit)], at)
-                    .expect("flip a bit");
+                file.write_all_at(&[byte[0] ^ (1 << bit)], at).expect("flip a bit");
             };
             println!("{kind}: seed {SEED} round {round}: bit {bit} of byte {at}");
             check(kind, folder.path(), 300, flip).await;
@@ -212,11 +169,7 @@ async fn a_missing_file_is_noticed_until_the_first_commit() {
         fs::rename(&name, folder.path().join("elsewhere")).expect("move away");
         let opened = open_at(kind, folder.path()).await.expect("open");
         assert!(opened.fresh && opened.damage.is_some());
-        assert_eq!(
-            opened.store.revision().await.expect("revision"),
-            2,
-            "revisions go on"
-        );
+        assert_eq!(opened.store.revision().await.expect("revision"), 2, "revisions go on");
         opened.store.close().await.expect("close");
         let again = open_at(kind, folder.path()).await.expect("open again");
         assert!(again.fresh, "still to be filled");
@@ -246,9 +199,7 @@ async fn two_handles_of_one_store_are_a_clear_error() {
         let second = open_at(kind, folder.path()).await.expect_err("locked");
         assert!(matches!(second, StoreError::Locked { .. }), "{second}");
         held.store.close().await.expect("close");
-        open_at(kind, folder.path())
-            .await
-            .expect("open after close");
+        open_at(kind, folder.path()).await.expect("open after close");
     }
 }
 
@@ -260,9 +211,7 @@ async fn another_backend_is_a_clear_error() {
         .await
         .expect_err("made by redb");
     assert!(matches!(error, StoreError::OtherBackend { .. }), "{error}");
-    let opened = open_at(BackendKind::Redb, folder.path())
-        .await
-        .expect("open");
+    let opened = open_at(BackendKind::Redb, folder.path()).await.expect("open");
     assert_eq!(count(&opened.store).await.expect("count"), 10);
 }
 
@@ -287,9 +236,7 @@ async fn unfinished_snapshots_of_sled_are_removed() {
     for name in ["snap.7FFFFFFFFFFFFFFF", "snap.7FFFFFFFFFFFFFFF.generating"] {
         fs::write(folder.path().join("store.sled").join(name), b"").expect("leave a snapshot");
     }
-    let opened = open_at(BackendKind::Sled, folder.path())
-        .await
-        .expect("open");
+    let opened = open_at(BackendKind::Sled, folder.path()).await.expect("open");
     assert_eq!(opened.damage, None);
     assert_eq!(count(&opened.store).await.expect("count"), 30);
 }

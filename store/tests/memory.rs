@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use roble_store::{
-    DiskFault, Envelope, Key, MemoryStore, Prefix, Store, StoreError, Transaction, WatchError,
-};
+use roble_store::{DiskFault, Envelope, Key, MemoryStore, Prefix, Store, StoreError, Transaction, WatchError};
 
 fn key(id: &str) -> Key {
     Key::new(&format!("s/test/{id}")).expect("a key")
@@ -43,14 +41,8 @@ async fn a_failed_sync_stops_the_store() {
         let store = MemoryStore::new();
         store.commit(put("kept")).await.expect("commit");
         store.fail(fault);
-        let error = store
-            .commit(put("lost"))
-            .await
-            .expect_err("the disk refuses");
-        assert_eq!(
-            matches!(error, StoreError::Full { .. }),
-            fault == DiskFault::NoSpace
-        );
+        let error = store.commit(put("lost")).await.expect_err("the disk refuses");
+        assert_eq!(matches!(error, StoreError::Full { .. }), fault == DiskFault::NoSpace);
         let error = store.commit(put("lost")).await.expect_err("stopped");
         assert!(matches!(error, StoreError::Stopped { .. }));
         assert!(store.get(&key("kept")).await.is_err());
@@ -67,17 +59,8 @@ async fn a_full_store_refuses_and_goes_on() {
     store.set_capacity(Some(300));
     store.commit(put("a")).await.expect("room");
     store.commit(put("b")).await.expect("room");
-    assert!(matches!(
-        store.commit(put("c")).await,
-        Err(StoreError::Full { .. })
-    ));
-    store
-        .commit(put("b"))
-        .await
-        .expect("replacing takes no room");
-    store
-        .commit(Transaction::new().delete(key("a")))
-        .await
-        .expect("delete");
+    assert!(matches!(store.commit(put("c")).await, Err(StoreError::Full { .. })));
+    store.commit(put("b")).await.expect("replacing takes no room");
+    store.commit(Transaction::new().delete(key("a"))).await.expect("delete");
     store.commit(put("c")).await.expect("room again");
 }

@@ -91,19 +91,14 @@ fn lose_power(steps: &[Step], end: usize, rng: &mut SmallRng) -> Vec<u8> {
         .rposition(|step| matches!(step, Step::Sync))
         .unwrap_or(0);
     let mut image = Vec::new();
-    steps[..synced]
-        .iter()
-        .for_each(|step| play(&mut image, step));
+    steps[..synced].iter().for_each(|step| play(&mut image, step));
     for step in &steps[synced..end] {
         match (step, rng.random_range(0..3)) {
             (Step::Write(..), 0) => {}
             (Step::Write(at, bytes), 1) => {
                 for (index, sector) in bytes.chunks(512).enumerate() {
                     if rng.random() {
-                        play(
-                            &mut image,
-                            &Step::Write(at + 512 * index as u64, sector.into()),
-                        );
+                        play(&mut image, &Step::Write(at + 512 * index as u64, sector.into()));
                     }
                 }
             }

@@ -7,25 +7,12 @@ pub(super) async fn scopes_hold(store: Handle) {
     let scope = |id: &str| Scope::organization(id).expect("a segment");
     let acme = Scoped::new(store.clone(), scope("acme"));
     let rival = Scoped::new(store.clone(), scope("acme2"));
-    acme.put("service", "web", value("acme"))
-        .await
-        .expect("put");
-    rival
-        .put("service", "web", value("rival"))
-        .await
-        .expect("put");
-    let read = acme
-        .read("service", "web")
-        .await
-        .expect("read")
-        .expect("web was put");
+    acme.put("service", "web", value("acme")).await.expect("put");
+    rival.put("service", "web", value("rival")).await.expect("put");
+    let read = acme.read("service", "web").await.expect("read").expect("web was put");
     assert_eq!(read.envelope, value("acme"));
     assert_eq!(
-        acme.list_kind("service", None, 10)
-            .await
-            .expect("list")
-            .entries
-            .len(),
+        acme.list_kind("service", None, 10).await.expect("list").entries.len(),
         1
     );
     assert!(
@@ -43,16 +30,11 @@ pub(super) async fn scopes_hold(store: Handle) {
         acme.list(&Prefix::all(), None, 10).await.err(),
         acme.list(scope("acme2").prefix(), None, 10).await.err(),
         acme.watch(Scope::system().prefix()).await.err(),
-        acme.commit(own_put.clone().delete(foreign.clone()))
-            .await
-            .err(),
+        acme.commit(own_put.clone().delete(foreign.clone())).await.err(),
         acme.commit(own_put.if_revision(foreign, 2)).await.err(),
     ];
     for attempt in attempts {
-        assert!(
-            matches!(attempt, Some(StoreError::OutOfScope { .. })),
-            "{attempt:?}"
-        );
+        assert!(matches!(attempt, Some(StoreError::OutOfScope { .. })), "{attempt:?}");
     }
     assert!(
         acme.put("service", "../../acme2/service/web", value("x"))
@@ -72,17 +54,11 @@ pub(super) async fn a_closed_store_says_so(store: Handle) {
     assert_eq!(watch.next().await, Err(WatchError::Closed));
     let late = Transaction::new().put(key("b"), value("1"));
     assert!(matches!(store.commit(late).await, Err(StoreError::Closed)));
-    assert!(matches!(
-        store.get(&key("a")).await,
-        Err(StoreError::Closed)
-    ));
+    assert!(matches!(store.get(&key("a")).await, Err(StoreError::Closed)));
     assert!(matches!(
         store.list(&Prefix::all(), None, 1).await,
         Err(StoreError::Closed)
     ));
-    assert!(matches!(
-        store.watch(&Prefix::all()).await,
-        Err(StoreError::Closed)
-    ));
+    assert!(matches!(store.watch(&Prefix::all()).await, Err(StoreError::Closed)));
     assert!(matches!(store.revision().await, Err(StoreError::Closed)));
 }

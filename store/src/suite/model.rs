@@ -68,10 +68,7 @@ where
         }
         store = reopen(store);
         runtime.block_on(check_page(&store, &model, 0, MAX_PAGE_ENTRIES))?;
-        prop_assert_eq!(
-            runtime.block_on(store.revision()).expect("revision"),
-            revision
-        );
+        prop_assert_eq!(runtime.block_on(store.revision()).expect("revision"), revision);
         Ok(())
     });
     if let Err(failure) = checked {
@@ -83,17 +80,9 @@ fn numbered(id: u8) -> Key {
     key(&format!("{id:02}"))
 }
 
-async fn check_page(
-    store: &Handle,
-    model: &Model,
-    after: u8,
-    limit: usize,
-) -> Result<(), TestCaseError> {
+async fn check_page(store: &Handle, model: &Model, after: u8, limit: usize) -> Result<(), TestCaseError> {
     let after = (after > 0).then(|| numbered(after - 1));
-    let page = store
-        .list(&Prefix::all(), after.as_ref(), limit)
-        .await
-        .expect("list");
+    let page = store.list(&Prefix::all(), after.as_ref(), limit).await.expect("list");
     let found: Vec<_> = page
         .entries
         .into_iter()
