@@ -1,12 +1,13 @@
 //! Users' descriptors: Oakestra's SLA v2.0 and the native form, in JSON or YAML, to one model and on to specs.
 //!
-//! [`parse`] reads bytes into a tree that knows lines and columns ([`tree`]), then walks it by hand, so that *all*
+//! [`parse`] reads bytes into a tree that knows lines and columns, then walks it by hand, so that *all*
 //! mistakes are told in one go, each with its path, place and advice. A descriptor that parses is complete: every
 //! default is filled in, names are lower case, images are normalised, and nothing in it is unsupported.
 //! The reference for users is `docs/descriptor.md`.
 //!
 //! Map: `finding` (mistakes and notices), `tree` with `json` and `yaml` (bytes to tree), `sla` and `native` (tree to
-//! model), `check` (what fields must agree on), `print` (model to native YAML), [`image`], `name`, `quantity`, `fuzz`.
+//! model), `field` (readers that both share), `check` (what fields must agree on), `print` (model to native YAML),
+//! [`image`], `name`, `quantity`, `fuzz`.
 //!
 //! Invariants: no input panics; work and memory are bounded by [`MAX_BYTES`], [`MAX_DEPTH`] and a cap on what YAML
 //! anchors expand to; `parse(to_native_yaml(d))` gives `d` back for a native `d`.
@@ -230,23 +231,17 @@ impl ServiceDescriptor {
 /// All mistakes found, in document order, never empty; capped at a thousand.
 pub fn parse(bytes: &[u8], format: Format) -> Result<Parsed, Vec<Mistake>> {
     let mut findings = Findings::default();
-    match read(bytes, format, &mut findings) {
-        Err(fatal) => findings.mistake(fatal),
-        Ok(node) => {
-            let root = Item::root(&node);
-            let descriptor = walk(&root, &mut findings);
-            let warnings = findings.finish()?;
-            return match descriptor {
-                Some(descriptor) => Ok(Parsed { descriptor, warnings }),
-                // A walker that gives up has said why; this only guards against one that forgot to.
-                None => Err(vec![Finding::whole(Code::Syntax, "this is not a descriptor")]),
-            };
+    let descriptor = match read(bytes, format, &mut findings) {
+        Ok(node) => walk(&Item::root(&node), &mut findings),
+        Err(fatal) => {
+            findings.mistake(fatal);
+            None
         }
-    }
-    match findings.finish() {
-        Err(mistakes) => Err(mistakes),
-        Ok(_) => Err(vec![Finding::whole(Code::Syntax, "this is not a descriptor")]),
-    }
+    };
+    let warnings = findings.finish()?;
+    // A walker that gives nothing has said why; this only guards against one that forgot to.
+    let descriptor = descriptor.ok_or_else(|| vec![Finding::whole(Code::Syntax, "this is not a descriptor")])?;
+    Ok(Parsed { descriptor, warnings })
 }
 
 fn read(bytes: &[u8], format: Format, findings: &mut Findings) -> Result<Node, Mistake> {

@@ -168,9 +168,10 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
             for mut service in services {
                 if application.services.iter().all(|other| other.name != service.name) {
                     // An address may be wished for once.
-                    if std::mem::replace(&mut has_address, has_address || !service.addresses.is_empty()) {
+                    if has_address {
                         service.addresses = Addresses::default();
                     }
+                    has_address |= !service.addresses.is_empty();
                     application.services.push(service);
                 }
             }
@@ -235,7 +236,8 @@ fn tree() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         words.prop_map(Value::from),
-        ".{0,8}".prop_map(Value::from),
+        // Without control characters: JSON takes DEL and its like as they are, YAML does not.
+        "\\PC{0,8}".prop_map(Value::from),
     ];
     leaf.prop_recursive(6, 200, 8, move |inner| {
         prop_oneof![
@@ -290,6 +292,47 @@ proptest! {
         let text = tree.to_string();
         let (json, yaml) = (parse(text.as_bytes(), Format::Json), parse(text.as_bytes(), Format::Yaml));
         prop_assert_eq!(json, yaml, "{}", text);
+    }
+}
+
+/// Inputs that are made to be slow or to swell; each must be answered in no time and in few words.
+#[test]
+fn hostile_documents_are_cheap() {
+    let key = "k".repeat(100_000);
+    let long_path = format!("{{\"{key}\": [{}1]}}", "1,".repeat(25_000));
+    let services = |entry: &str| format!("{{application: a, services: {{{}}}}}", entry.repeat(20_000));
+    let aliases = format!("a: &a [{}]\nb: [{}]\n", "1,".repeat(40_000), "*a,".repeat(40_000));
+    let merges = format!("a: &a {{b: 1}}\nc: {{{}}}\n", "<<: *a, ".repeat(20_000));
+    let hostile = [
+        long_path,
+        services("x: {}, "),
+        services("? [] : 1,"),
+        aliases,
+        merges,
+        "[".repeat(MAX_BYTES),
+        "- ".repeat(MAX_BYTES / 2),
+        "? ".repeat(MAX_BYTES / 2),
+        "\"".repeat(MAX_BYTES),
+        "&a ".repeat(MAX_BYTES / 3),
+        "{".repeat(MAX_BYTES),
+        "a: ".repeat(MAX_BYTES / 3),
+        format!(
+            "{{\"sla_version\": \"v2.0\", \"applications\": [{}{{}}]}}",
+            "{},".repeat(80_000)
+        ),
+    ];
+    for text in hostile {
+        let text = &text[..text.len().min(MAX_BYTES)];
+        for format in [Format::Json, Format::Yaml, Format::Auto] {
+            let mistakes = parse(text.as_bytes(), format).unwrap_err();
+            let bytes: usize = mistakes.iter().map(|mistake| mistake.to_string().len()).sum();
+            assert!(
+                bytes < MAX_BYTES,
+                "{} mistakes of {bytes} bytes for {:.60}",
+                mistakes.len(),
+                text
+            );
+        }
     }
 }
 

@@ -25,7 +25,8 @@ pub(super) fn read(text: &str, findings: &mut Findings) -> Result<Node, Finding>
         text,
         at: 0,
         line: 1,
-        line_start: 0,
+        column: 1,
+        counted: 0,
         findings,
     };
     walk.value(0, "")
@@ -35,7 +36,9 @@ struct Walk<'t, 'f> {
     text: &'t str,
     at: usize,
     line: u32,
-    line_start: usize,
+    /// Column at `counted`, up to where columns are counted.
+    column: u32,
+    counted: usize,
     findings: &'f mut Findings,
 }
 
@@ -49,20 +52,23 @@ impl Walk<'_, '_> {
         while let b' ' | b'\t' | b'\r' | b'\n' | b',' | b':' = self.peek() {
             if self.peek() == b'\n' {
                 self.line = self.line.saturating_add(1);
-                self.line_start = self.at + 1;
             }
             self.at += 1;
         }
     }
 
-    fn place(&self) -> (u32, u32) {
-        let before = self.text.get(self.line_start..self.at).unwrap_or("");
-        (
-            self.line,
-            u32::try_from(before.chars().count())
-                .unwrap_or(u32::MAX)
-                .saturating_add(1),
-        )
+    /// Line and column of what comes next. Counts on from the last place, so that a document of one line takes no longer.
+    fn place(&mut self) -> (u32, u32) {
+        let between = self.text.get(self.counted..self.at).unwrap_or("");
+        let fresh = between.rsplit('\n').next().unwrap_or("");
+        if fresh.len() < between.len() {
+            self.column = 1;
+        }
+        self.column = self
+            .column
+            .saturating_add(u32::try_from(fresh.chars().count()).unwrap_or(u32::MAX));
+        self.counted = self.at;
+        (self.line, self.column)
     }
 
     fn value(&mut self, depth: usize, path: &str) -> Result<Node, Finding> {

@@ -334,7 +334,9 @@ impl<'t> Table<'t> {
 
 /// The path of the value of `key` in the mapping at `path`.
 pub(super) fn key_path(path: &str, key: &str) -> String {
-    let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    // A long key is cut, so that paths stay short however often they are repeated.
+    let plain =
+        (1..=64).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     match (plain, path.is_empty()) {
         (true, true) => key.to_owned(),
         (true, false) => format!("{path}.{key}"),

@@ -9,6 +9,7 @@ use crate::descriptor::{
 use crate::ports::PortMapping;
 use crate::resources::Resources;
 use crate::spec::{RestartPolicy, SecurityProfile, WhenCutOff};
+use std::str::FromStr;
 
 /// Every key that is read, honoured or not.
 const KEYS: [&str; 36] = [
@@ -334,8 +335,8 @@ fn addresses(item: &Item<'_>, findings: &mut Findings) -> Addresses {
     let addresses = Addresses {
         round_robin: filled("rr_ip").and_then(|item| field::address(&item, findings)),
         round_robin_v6: filled("rr_ip_v6").and_then(|item| field::address(&item, findings)),
-        closest: filled("closest_ip").and_then(|item| field::address(&item, findings)),
-        closest_v6: filled("closest_ip_v6").and_then(|item| field::address(&item, findings)),
+        closest: filled("closest_ip").and_then(|item| unread_address(&item, findings)),
+        closest_v6: filled("closest_ip_v6").and_then(|item| unread_address(&item, findings)),
     };
     if let Some(instances) = table.get("instances")
         && instances.list(findings).is_some_and(|list| !list.is_empty())
@@ -344,4 +345,18 @@ fn addresses(item: &Item<'_>, findings: &mut Findings) -> Addresses {
     }
     check::claim_addresses(&addresses, item, findings);
     addresses
+}
+
+/// An address that Oakestra never reads, so that any text passes there; what is no address is ignored here too.
+fn unread_address<T: FromStr>(item: &Item<'_>, findings: &mut Findings) -> Option<T> {
+    let text = item.text(findings)?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        let message = format!(
+            "`{}` is not an address and is ignored, as Oakestra itself ignores it",
+            shown(text)
+        );
+        findings.notice(item.finding(Code::Ignored, message));
+    }
+    address
 }
