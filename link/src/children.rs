@@ -186,8 +186,10 @@ impl Children {
                         Level::Clusters => status.cluster = Some(roble_core::ids::ClusterId(child.0)),
                         Level::Nodes => {
                             status.node = Some(roble_core::ids::NodeId(child.0));
-                            status.node_address =
-                                self.orchestrator.child(child, now).map(|c| c.profile.address.clone());
+                            if let Some(view) = self.orchestrator.child(child, now) {
+                                status.node_address = Some(view.profile.address.clone());
+                                status.node_name = Some(view.profile.name.clone());
+                            }
                         }
                     }
                     self.orchestrator.hear_status(child, status, now);

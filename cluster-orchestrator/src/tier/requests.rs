@@ -79,11 +79,11 @@ impl ClusterTier {
     /// Lets an active member open sessions.
     pub(super) fn admit(&mut self, member: &Member) {
         if member.state == MemberState::Active && !self.children.is_known(member.id) {
-                let profile = Profile {
-                    name: member.name.clone(),
-                    ..Profile::default()
-                };
-                self.children.add_child(member.id, profile, member.cordoned);
+            let profile = Profile {
+                name: member.name.clone(),
+                ..Profile::default()
+            };
+            self.children.add_child(member.id, profile, member.cordoned);
         }
     }
 
