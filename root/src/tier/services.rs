@@ -30,14 +30,14 @@ impl RootTier {
             body: ErrorBody {
                 code: "descriptor-invalid".to_owned(),
                 message: format!("the descriptor has {} mistake(s); nothing was changed", mistakes.len()),
-                mistakes: mistakes.iter().map(|mistake| finding(mistake)).collect(),
+                mistakes: mistakes.iter().map(finding).collect(),
             },
         })?;
         // Everything is checked before anything is changed.
         for application in &parsed.descriptor.applications {
             self.check_requested_id(organization, application)?;
         }
-        let warnings: Vec<Finding> = parsed.warnings.iter().map(|notice| finding(notice)).collect();
+        let warnings: Vec<Finding> = parsed.warnings.iter().map(finding).collect();
         let mut services = Vec::new();
         for application in &parsed.descriptor.applications {
             services.extend(self.apply_application(organization, application, &warnings, dry_run, now, rng, out));
