@@ -30,6 +30,8 @@ pub mod rng;
 pub mod runtime;
 pub mod serve;
 pub mod shutdown;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 
 pub use runtime::runtime;

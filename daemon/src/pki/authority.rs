@@ -81,11 +81,11 @@ pub struct Issued {
 /// A key that certifies others: the root's, or a cluster's.
 #[derive(Debug)]
 pub struct Authority {
-    owner: Identity,
-    key: PrivateKey,
-    chain: Vec<CertificateDer<'static>>,
-    not_after: u64,
-    lifetimes: Lifetimes,
+    pub(super) owner: Identity,
+    pub(super) key: PrivateKey,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) not_after: u64,
+    pub(super) lifetimes: Lifetimes,
 }
 
 impl Authority {
@@ -402,6 +402,21 @@ impl Authority {
             serial: hex::encode(serial.to_bytes()),
             not_after,
         })
+    }
+}
+
+#[cfg(test)]
+impl Authority {
+    /// What a hostile holder of the key could do.
+    pub(crate) fn sign_anything(
+        &self,
+        params: &CertificateParams,
+        key: &PrivateKey,
+    ) -> Vec<CertificateDer<'static>> {
+        let issuer = Issuer::from_ca_cert_der(&self.chain[0], self.key.pair()).unwrap();
+        let mut chain = vec![params.signed_by(key.pair(), &issuer).unwrap().der().clone()];
+        chain.extend_from_slice(&self.chain);
+        chain
     }
 }
 
