@@ -547,14 +547,32 @@ async fn dialing_ends_in_time_and_says_why() {
 #[tokio::test]
 async fn libraries_that_dial_themselves_may_use_any_name() {
     let tree = Tree::new();
-    let address = greeter(tree.server(&tree.root_credential()).clients(ClientAuth::None).build().unwrap()).await;
-    let tls = tree.client(Identity::Root).protocol(Protocol::Raw).build().unwrap();
+    let address = greeter(
+        tree.server(&tree.root_credential())
+            .clients(ClientAuth::None)
+            .build()
+            .unwrap(),
+    )
+    .await;
+    let tls = tree
+        .client(Identity::Root)
+        .protocol(Protocol::Raw)
+        .build()
+        .unwrap();
     assert!(tls.config().alpn_protocols.is_empty());
     let stream = TcpStream::connect(&address).await.unwrap();
     let dialed = rustls_pki_types::ServerName::try_from("127.0.0.1").unwrap();
-    tokio_rustls::TlsConnector::from(tls.config()).connect(dialed, stream).await.unwrap();
+    tokio_rustls::TlsConnector::from(tls.config())
+        .connect(dialed, stream)
+        .await
+        .unwrap();
     let wrong = tree.client(tree.cluster("c").identity()).build().unwrap();
     let stream = TcpStream::connect(&address).await.unwrap();
     let dialed = rustls_pki_types::ServerName::try_from("root.roble.internal").unwrap();
-    assert!(tokio_rustls::TlsConnector::from(wrong.config()).connect(dialed, stream).await.is_err());
+    assert!(
+        tokio_rustls::TlsConnector::from(wrong.config())
+            .connect(dialed, stream)
+            .await
+            .is_err()
+    );
 }
