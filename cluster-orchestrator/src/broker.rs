@@ -5,6 +5,8 @@
 //! alone; a client reaches its own two topics and nothing else. See docs/adr/0002-broker.md for why the embedded one is
 //! the default.
 
+pub mod embedded;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use roble_core::ids::NodeId;
