@@ -6,6 +6,9 @@
 //! the default.
 
 pub mod embedded;
+pub mod memory;
+#[cfg(test)]
+mod suite;
 
 use async_trait::async_trait;
 use bytes::Bytes;
