@@ -6,6 +6,8 @@
 //! the default.
 
 pub mod embedded;
+#[cfg(test)]
+mod fixture;
 pub mod memory;
 #[cfg(test)]
 mod suite;
@@ -80,6 +82,15 @@ pub enum BrokerError {
         #[source]
         source: std::io::Error,
     },
+    /// The admission could not be made effective now; it is remembered and applied at the next restart of the broker.
+    #[error("admit node {node}")]
+    Admit {
+        /// The node to let in.
+        node: NodeId,
+        /// What failed.
+        #[source]
+        source: std::io::Error,
+    },
     /// The certificate could not be read or put in force; the old one stays.
     #[error("reload server certificate")]
     Certificate {
@@ -140,6 +151,10 @@ pub trait Broker: Send + Sync {
     /// Waits for the next event. Cancelling loses nothing. One caller at a time; a second one waits. While nobody calls,
     /// clients that send are made to wait, each on its own account.
     async fn next(&self) -> BrokerEvent;
+
+    /// Lets `node` in, for the first time or again. Called for every known node after each start, and before a new node is
+    /// given its certificate; may be repeated. A broker that goes by certificates alone needs it only after `revoke`.
+    async fn admit(&self, node: NodeId) -> Result<(), BrokerError>;
 
     /// Puts `node` out at once and refuses it from now on; may be repeated. The set of revoked nodes is the caller's to
     /// store and to repeat after a restart.

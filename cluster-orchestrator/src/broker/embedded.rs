@@ -17,6 +17,7 @@ mod codec;
 mod connection;
 mod counters;
 mod inbox;
+mod listener;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -27,11 +28,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use roble_core::ids::NodeId;
+use roble_core::ids::{ClusterId, NodeId};
+use roble_daemon::pki::Identity;
+use roble_daemon::tls::Revocations;
 use roble_proto::limits::{MQTT_PACKET_BYTES, MQTT_QUEUE_BYTES, MQTT_QUEUE_PACKETS};
 use roble_proto::topics::Branch;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
+
+pub use listener::Listener;
 
 use super::{Broker, BrokerError, BrokerEvent, BrokerStats, SendError};
 use connection::{Client, Close};
@@ -115,11 +120,10 @@ impl EmbeddedBroker {
     pub fn is_revoked(&self, node: NodeId) -> bool {
         self.hub.state().revoked.contains(&node)
     }
+}
 
-    /// Lets a revoked node in again.
-    pub fn readmit(&self, node: NodeId) {
-        self.hub.state().revoked.remove(&node);
-    }
+fn identity(cluster: ClusterId, node: NodeId) -> Identity {
+    Identity::Node { cluster: cluster.to_string(), node: node.to_string() }
 }
 
 #[async_trait]
@@ -144,11 +148,23 @@ impl Broker for EmbeddedBroker {
         self.hub.inbox.next().await
     }
 
+    async fn admit(&self, node: NodeId) -> Result<(), BrokerError> {
+        let mut state = self.hub.state();
+        state.revoked.remove(&node);
+        for (cluster, revocations) in &state.listeners {
+            revocations.allow(&identity(*cluster, node));
+        }
+        Ok(())
+    }
+
     async fn revoke(&self, node: NodeId) -> Result<(), BrokerError> {
         let mut state = self.hub.state();
         state.revoked.insert(node);
         for client in state.open.get(&node).into_iter().flatten() {
             client.close(Close::Revoked);
+        }
+        for (cluster, revocations) in &state.listeners {
+            revocations.deny(identity(*cluster, node));
         }
         Ok(())
     }
@@ -184,6 +200,8 @@ struct State {
     /// Those that have said CONNECT, one each.
     sessions: HashMap<(NodeId, Branch), Session>,
     revoked: HashSet<NodeId>,
+    /// Deny sets of the listeners: there a revoked node does not get through the handshake.
+    listeners: Vec<(ClusterId, Arc<Revocations>)>,
 }
 
 struct Session {

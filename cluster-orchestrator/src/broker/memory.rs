@@ -198,6 +198,11 @@ impl Broker for MemoryBroker {
         self.hub.inbox.next().await
     }
 
+    async fn admit(&self, node: NodeId) -> Result<(), BrokerError> {
+        self.hub.state().revoked.remove(&node);
+        Ok(())
+    }
+
     async fn revoke(&self, node: NodeId) -> Result<(), BrokerError> {
         let mut state = self.hub.state();
         if state.revoked.insert(node) {

@@ -177,6 +177,6 @@ async fn a_revoked_node_is_put_out_at_once_also_before_connect() {
     Raw::open(&broker, node(1)).closed().await;
     assert!(other.is_alive().await);
     assert!(broker.is_revoked(node(1)) && broker.stats().revoked == 3);
-    broker.readmit(node(1));
+    broker.admit(node(1)).await.unwrap();
     Raw::session(&broker, node(1), Branch::Engine).await;
 }
