@@ -9,6 +9,7 @@ pub mod embedded;
 #[cfg(test)]
 mod fixture;
 pub mod memory;
+pub mod mosquitto;
 #[cfg(test)]
 mod suite;
 
