@@ -22,9 +22,11 @@
 //! assert_eq!(config.address("listen.api").port(), 0);
 //! ```
 
+mod arguments;
 mod layers;
 mod render;
 mod setting;
+mod suggest;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -101,9 +103,9 @@ pub fn from_process(spec: &Spec) -> Config {
             std::process::exit(0)
         }
         Err(mistakes) => {
-            let _ = write!(
+            let _ = writeln!(
                 std::io::stderr(),
-                "{}: {mistakes}try {0} --help\n",
+                "{}: {mistakes}try {0} --help",
                 spec.daemon
             );
             std::process::exit(2)

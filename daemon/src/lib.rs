@@ -10,7 +10,7 @@
 //! | [`tls`] | TLS 1.3 for both sides: swappable certificates, revocation that closes live connections |
 //! | [`serve`] | the one accept loop: bounded, and indifferent to peers that stall |
 //! | [`health`], [`metrics`] | `/healthz`, `/readyz`, `/metrics` |
-//! | [`logs`], [`shutdown`], [`notify`], [`runtime`] | start-up and end of a process |
+//! | [`logs`], [`shutdown`], [`notify`], [`mod@runtime`] | start-up and end of a process |
 //!
 //! Invariants:
 //! - An [`pki::Identity`] comes only from a certificate whose chain was verified.
@@ -30,6 +30,8 @@ pub mod rng;
 pub mod runtime;
 pub mod serve;
 pub mod shutdown;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 
 pub use runtime::runtime;

@@ -15,6 +15,7 @@ mod credential;
 mod identity;
 mod key;
 mod pem;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -161,7 +162,7 @@ impl FromStr for Pin {
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PkiError> {
     match X509Certificate::from_der(certificate.as_ref()) {
-        Ok((rest, parsed)) if rest.is_empty() => Ok(parsed),
+        Ok(([], parsed)) => Ok(parsed),
         _ => Err(PkiError::BadCertificate),
     }
 }

@@ -19,7 +19,7 @@ mod verify;
 use std::sync::{Arc, RwLock};
 
 pub use client::{ClientTls, ClientTlsBuilder};
-pub use dial::{Connector, DialError, Dialer};
+pub use dial::{Connector, DialError, DialedStream, Dialer};
 pub use revocation::{LiveConnection, Revocations, Revoked};
 pub use server::{ClientAuth, ServerTls, ServerTlsBuilder};
 pub use verify::{Accept, KnownKeys};

@@ -1,9 +1,11 @@
 //! Reading and merging the layers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::arguments::Arguments;
+use super::suggest::did_you_mean;
 use super::value::Value;
 use super::view::Entry;
 use super::{Config, Kind, Mistake, Mistakes, Setting, Source, Spec, help};
@@ -118,101 +120,6 @@ pub fn parse(spec: &Spec, inputs: &Inputs) -> Result<Outcome, Mistakes> {
     } else {
         Outcome::Run(config)
     })
-}
-
-/// The command line, split by what the table says.
-#[derive(Default)]
-struct Arguments {
-    settings: Vec<(&'static Setting, String)>,
-    file: Option<String>,
-    present: BTreeSet<&'static str>,
-    extra: BTreeSet<&'static str>,
-    mistakes: Vec<Mistake>,
-}
-
-impl Arguments {
-    fn has(&self, name: &str) -> bool {
-        self.present.contains(name)
-    }
-
-    fn read(spec: &Spec, args: &[String]) -> Self {
-        let mut read = Self::default();
-        let mut args = args.iter();
-        while let Some(argument) = args.next() {
-            let argument = match argument.as_str() {
-                "-h" => "--help",
-                "-V" => "--version",
-                other => other,
-            };
-            let Some(flag) = argument.strip_prefix("--") else {
-                read.mistake(argument, "expected a flag, which starts with --");
-                continue;
-            };
-            let (name, attached) = match flag.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (flag, None),
-            };
-            let dashed = format!("--{name}");
-            let present = ["help", "version", "print-config"]
-                .into_iter()
-                .find(|known| *known == name);
-            let extra = spec.flags.iter().find(|known| known.name == name);
-            if present.is_some() || extra.is_some() {
-                if attached.is_some() {
-                    read.mistake(&dashed, "takes no value");
-                }
-                read.present.extend(present);
-                read.extra.extend(extra.map(|flag| flag.name));
-                continue;
-            }
-            let setting = spec.settings().find(|setting| setting.flag_name() == name);
-            if setting.is_none() && name != "config" {
-                let known = spec.settings().map(Setting::flag_name);
-                let own = ["help", "version", "print-config", "config"]
-                    .into_iter()
-                    .map(str::to_owned);
-                let extra = spec.flags.iter().map(|flag| flag.name.to_owned());
-                let meant = did_you_mean(name, known.chain(own).chain(extra), "--");
-                read.mistake(&dashed, &format!("unknown flag{meant}"));
-                // A value after an unknown flag is not a second mistake.
-                if attached.is_none()
-                    && args
-                        .as_slice()
-                        .first()
-                        .is_some_and(|next| !next.starts_with('-'))
-                {
-                    args.next();
-                }
-                continue;
-            }
-            let value = match attached {
-                Some(value) => value,
-                None if setting.is_some_and(|setting| setting.kind == Kind::Bool) => "true".into(),
-                None => match args.as_slice().first() {
-                    // No value of ours starts with two dashes; `--flag=--x` is there for one that does.
-                    Some(next) if !next.starts_with("--") => {
-                        args.next().cloned().unwrap_or_default()
-                    }
-                    _ => {
-                        read.mistake(&dashed, "needs a value");
-                        continue;
-                    }
-                },
-            };
-            match setting {
-                Some(setting) => read.settings.push((setting, value)),
-                None => read.file = Some(value),
-            }
-        }
-        read
-    }
-
-    fn mistake(&mut self, flag: &str, message: &str) {
-        self.mistakes.push(Mistake {
-            source: Source::Flag(flag.into()),
-            message: message.into(),
-        });
-    }
 }
 
 struct Layers<'a> {
@@ -437,31 +344,4 @@ fn text_of(setting: &Setting, value: &toml::Value) -> Result<String, String> {
         (Kind::List, _) => Err("expected an array of strings".to_owned()),
         _ => Err("expected a string in quotes".to_owned()),
     }
-}
-
-/// `, did you mean X?` for the nearest known name, if it is near.
-fn did_you_mean(name: &str, known: impl Iterator<Item = String>, dashes: &str) -> String {
-    let nearest = known.map(|known| (distance(name, &known), known)).min();
-    match nearest {
-        Some((distance, known)) if distance <= name.len().max(known.len()) / 3 => {
-            format!(", did you mean {dashes}{known}?")
-        }
-        _ => String::new(),
-    }
-}
-
-/// Edit distance (insert, delete, replace), case ignored.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b) = (a.to_lowercase(), b.to_lowercase());
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

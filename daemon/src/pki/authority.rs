@@ -5,24 +5,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyUsagePurpose, NameConstraints,
-    PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CidrSubnet, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    Issuer, KeyUsagePurpose, NameConstraints, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use super::identity::is_ours;
 use super::key::MAX_FILE_BYTES;
+use super::template::{millis, new_serial, params, san, set_subject};
 use super::{
-    DOMAIN, Identity, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_from_pem,
+    Identity, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_from_pem,
     certificates_to_pem, check_id, parse, shortened, validity,
 };
 use crate::files::{self, SECRET_MODE};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How far a certificate reaches back, for devices whose clock is a little behind.
-const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
 /// How long certificates are valid.
 #[derive(Debug, Clone, Copy)]
@@ -81,11 +79,11 @@ pub struct Issued {
 /// A key that certifies others: the root's, or a cluster's.
 #[derive(Debug)]
 pub struct Authority {
-    owner: Identity,
-    key: PrivateKey,
-    chain: Vec<CertificateDer<'static>>,
-    not_after: u64,
-    lifetimes: Lifetimes,
+    pub(super) owner: Identity,
+    pub(super) key: PrivateKey,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) not_after: u64,
+    pub(super) lifetimes: Lifetimes,
 }
 
 impl Authority {
@@ -405,6 +403,21 @@ impl Authority {
     }
 }
 
+#[cfg(test)]
+impl Authority {
+    /// What a hostile holder of the key could do.
+    pub(crate) fn sign_anything(
+        &self,
+        params: &CertificateParams,
+        key: &PrivateKey,
+    ) -> Vec<CertificateDer<'static>> {
+        let issuer = Issuer::from_ca_cert_der(&self.chain[0], self.key.pair()).unwrap();
+        let mut chain = vec![params.signed_by(key.pair(), &issuer).unwrap().der().clone()];
+        chain.extend_from_slice(&self.chain);
+        chain
+    }
+}
+
 /// Start of the subject of a cluster's authority; the id follows.
 const AUTHORITY_OF: &str = "Roble authority of cluster ";
 
@@ -422,43 +435,4 @@ fn owner_of(parsed: &x509_parser::prelude::X509Certificate<'_>) -> Result<Identi
             what: "the authority is not one of ours",
         }),
     }
-}
-
-fn params(now: u64, not_after: u64, serial: &SerialNumber) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + Duration::from_millis(now.saturating_sub(millis(BACKDATE)));
-    params.not_after = epoch + Duration::from_millis(not_after);
-    params.serial_number = Some(serial.clone());
-    params.use_authority_key_identifier_extension = true;
-    params
-}
-
-fn set_subject(params: &mut CertificateParams, common_name: &str) {
-    params.distinguished_name = DistinguishedName::new();
-    // RFC 5280 allows 64 characters and a node's full name has 68, so the domain is left out. Nothing of ours reads it.
-    let cut = common_name
-        .strip_suffix(&format!(".{DOMAIN}"))
-        .unwrap_or(common_name);
-    params.distinguished_name.push(DnType::CommonName, cut);
-}
-
-fn san(name: &str) -> Result<SanType, PkiError> {
-    let bad = || PkiError::BadName {
-        name: shortened(name),
-    };
-    // Also refuses what is no DNS name at all.
-    rustls_pki_types::DnsName::try_from(name).map_err(|_| bad())?;
-    Ok(SanType::DnsName(name.try_into().map_err(|_| bad())?))
-}
-
-fn new_serial() -> SerialNumber {
-    let mut bytes = crate::rng::secret_bytes::<16>();
-    // Positive, and 16 bytes long whatever the dice say (RFC 5280 section 4.1.2.2).
-    bytes[0] = bytes[0] & 0x7f | 0x40;
-    SerialNumber::from_slice(&bytes)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

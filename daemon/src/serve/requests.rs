@@ -71,9 +71,9 @@ pub(super) async fn serve<S>(
         }
         router.clone().oneshot(Request::from_parts(parts, body))
     });
+    // No upgrades: an upgraded connection would leave this task, and with it the bounds and the revocation.
     let builder = builder(limits);
-    let mut connection =
-        pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = draining.cancelled() => {
