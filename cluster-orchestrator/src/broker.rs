@@ -5,6 +5,14 @@
 //! alone; a client reaches its own two topics and nothing else. See docs/adr/0002-broker.md for why the embedded one is
 //! the default.
 
+pub mod embedded;
+#[cfg(test)]
+mod fixture;
+pub mod memory;
+pub mod mosquitto;
+#[cfg(test)]
+mod suite;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use roble_core::ids::NodeId;
@@ -75,6 +83,15 @@ pub enum BrokerError {
         #[source]
         source: std::io::Error,
     },
+    /// The admission could not be made effective now; it is remembered and applied at the next restart of the broker.
+    #[error("admit node {node}")]
+    Admit {
+        /// The node to let in.
+        node: NodeId,
+        /// What failed.
+        #[source]
+        source: std::io::Error,
+    },
     /// The certificate could not be read or put in force; the old one stays.
     #[error("reload server certificate")]
     Certificate {
@@ -135,6 +152,10 @@ pub trait Broker: Send + Sync {
     /// Waits for the next event. Cancelling loses nothing. One caller at a time; a second one waits. While nobody calls,
     /// clients that send are made to wait, each on its own account.
     async fn next(&self) -> BrokerEvent;
+
+    /// Lets `node` in, for the first time or again. Called for every known node after each start, and before a new node is
+    /// given its certificate; may be repeated. A broker that goes by certificates alone needs it only after `revoke`.
+    async fn admit(&self, node: NodeId) -> Result<(), BrokerError>;
 
     /// Puts `node` out at once and refuses it from now on; may be repeated. The set of revoked nodes is the caller's to
     /// store and to repeat after a restart.

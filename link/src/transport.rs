@@ -82,4 +82,8 @@ pub trait Transport: Send + Sync {
     /// A caller that stops calling stops the transport's reading, not its memory: queues are bounded.
     /// After [`DownReason::Shutdown`] the same event is returned for ever.
     async fn next(&self) -> TransportEvent;
+
+    /// Gives up the connection, if there is one, and dials again: for a session that hears nothing although the transport
+    /// is up. Does nothing where there is nothing to dial.
+    fn reconnect(&self) {}
 }

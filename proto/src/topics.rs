@@ -89,3 +89,19 @@ pub fn may_publish(identity: NodeId, topic: &str) -> bool {
 pub fn may_subscribe(identity: NodeId, filter: &str) -> bool {
     Topic::parse(filter).is_some_and(|topic| topic.node == identity && topic.direction == Direction::Down)
 }
+
+/// MQTT client id of one of a node's two clients: `<node id>/<branch>`.
+pub fn client_id(node: NodeId, branch: Branch) -> String {
+    format!("{node}/{}", branch.letter())
+}
+
+/// Reads what [`client_id`] wrote; anything else is `None`.
+pub fn parse_client_id(text: &str) -> Option<(NodeId, Branch)> {
+    let (node, branch) = text.split_once('/')?;
+    let branch = match branch {
+        "e" => Branch::Engine,
+        "n" => Branch::Net,
+        _ => return None,
+    };
+    Some((node.parse().ok()?, branch))
+}

@@ -1,0 +1,159 @@
+//! With the real program; skipped loudly where it is missing.
+
+use roble_link::transport::Transport;
+
+use super::super::fixture::Tree;
+use super::super::suite::{self, Harness, down, event, node, up, within};
+use super::*;
+
+struct Mosquitto {
+    tree: Tree,
+    broker: Arc<MosquittoBroker>,
+    folder: tempfile::TempDir,
+    port: u16,
+}
+
+fn program() -> Option<PathBuf> {
+    let found = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists());
+    if found.is_none() {
+        eprintln!("SKIPPED: mosquitto is not installed");
+    }
+    found
+}
+
+impl Mosquitto {
+    async fn start() -> Option<Self> {
+        let program = program()?;
+        let (tree, folder) = (Tree::new(), tempfile::tempdir().unwrap());
+        // Mosquitto cannot tell which port it was given, so one is chosen that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (credential, authority) = (folder.path().join("cluster.pem"), folder.path().join("root.pem"));
+        tree.cluster().save(&credential).unwrap();
+        std::fs::write(&authority, tree.root_pem()).unwrap();
+        let config = MosquittoConfig {
+            program,
+            folder: folder.path().join("mosquitto"),
+            listen: ([127, 0, 0, 1], port).into(),
+            cluster: tree.cluster,
+            credential,
+            authority,
+            tls: tree.source(&tree.cluster()),
+            clients: 100,
+            backoff: Backoff { base_ms: 20, cap_ms: 200 },
+        };
+        let broker = Arc::new(MosquittoBroker::start(config, 1).await.unwrap());
+        let harness = Self { tree, broker, folder, port };
+        harness.linked().await;
+        Some(harness)
+    }
+
+    async fn linked(&self) {
+        within("cluster linked", async {
+            while !self.broker.shared.state().linked {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+impl Harness for Mosquitto {
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.broker.clone()
+    }
+
+    fn transport(&self, node: NodeId, branch: Branch) -> Box<dyn Transport> {
+        Box::new(self.tree.transport(self.port, node, branch))
+    }
+}
+
+#[tokio::test]
+async fn contract() {
+    let Some(harness) = Mosquitto::start().await else { return };
+    suite::run(&harness).await;
+}
+
+#[tokio::test]
+async fn comes_back_after_it_was_killed() {
+    let Some(harness) = Mosquitto::start().await else { return };
+    let (me, branch) = (node(1), Branch::Engine);
+    harness.broker.admit(me).await.unwrap();
+    let transport = harness.transport(me, branch);
+    up(transport.as_ref()).await;
+    transport.send(Bytes::from_static(b"one")).await.unwrap();
+    event(harness.broker.as_ref(), BrokerEvent::Connected { node: me, branch }).await;
+    let child = harness.broker.shared.state().child.unwrap();
+    kill(child, Signal::SIGKILL).unwrap();
+    event(harness.broker.as_ref(), BrokerEvent::Disconnected { node: me, branch }).await;
+    down(transport.as_ref()).await;
+    up(transport.as_ref()).await;
+    harness.linked().await;
+    transport.send(Bytes::from_static(b"two")).await.unwrap();
+    event(harness.broker.as_ref(), BrokerEvent::Connected { node: me, branch }).await;
+    assert!(harness.broker.stats().restarts >= 1);
+}
+
+#[tokio::test]
+async fn shows_the_renewed_certificate_and_keeps_its_sessions() {
+    let Some(harness) = Mosquitto::start().await else { return };
+    let (me, branch) = (node(1), Branch::Engine);
+    harness.broker.admit(me).await.unwrap();
+    let transport = harness.transport(me, branch);
+    up(transport.as_ref()).await;
+    let renewed = harness.tree.cluster();
+    renewed.save(&harness.folder.path().join("cluster.pem")).unwrap();
+    harness.broker.reload_certificate().await.unwrap();
+    let dialer = roble_daemon::tls::Dialer::new(harness.tree.client(&harness.tree.node(node(2))));
+    let stream = dialer.connect(&format!("127.0.0.1:{}", harness.port)).await.unwrap();
+    assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], renewed.chain()[0]);
+    transport.send(Bytes::from_static(b"same session")).await.unwrap();
+    event(harness.broker.as_ref(), BrokerEvent::Connected { node: me, branch }).await;
+}
+
+/// A node that is not on the list, and one that is and meddles, reach nothing.
+#[tokio::test]
+async fn topics_are_tied_to_the_certificate() {
+    let Some(harness) = Mosquitto::start().await else { return };
+    let (me, victim, stranger) = (node(1), node(2), node(3));
+    for node in [me, victim] {
+        harness.broker.admit(node).await.unwrap();
+    }
+    for (of, claims) in [(stranger, stranger), (me, victim)] {
+        let mut config = roble_link::mqtt::MqttConfig::new("127.0.0.1", harness.port, claims, Branch::Engine);
+        config.backoff = Backoff { base_ms: 20, cap_ms: 200 };
+        let source = harness.tree.source(&harness.tree.node(of));
+        let rng: rand::rngs::SmallRng = rand::SeedableRng::seed_from_u64(1);
+        let liar = roble_link::mqtt::MqttTransport::start(config, source, Box::new(rng));
+        // Subscribing may look granted; what counts is what arrives.
+        let spoken = async {
+            up(&liar).await;
+            let _ = liar.send(Bytes::from_static(b"lie")).await;
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), spoken).await;
+    }
+    let honest = harness.transport(me, Branch::Engine);
+    up(honest.as_ref()).await;
+    honest.send(Bytes::from_static(b"truth")).await.unwrap();
+    loop {
+        match within("message", harness.broker.next()).await {
+            BrokerEvent::Message { node, payload, .. } => {
+                assert_eq!((node, payload), (me, Bytes::from_static(b"truth")));
+                return;
+            }
+            BrokerEvent::Connected { node, .. } => assert_eq!(node, me),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn user_names() {
+    let (cluster, other) = (Tree::new().cluster, ClusterId(roble_core::ids::RawId::from_bytes([1; 12])));
+    let user = files::node_user(cluster, node(1));
+    assert_eq!(files::user_node(cluster, &user), Some(node(1)));
+    assert_eq!(files::user_node(other, &user), None);
+    assert_eq!(files::user_node(cluster, &files::cluster_user(cluster)), None);
+}
