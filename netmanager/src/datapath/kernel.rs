@@ -27,9 +27,16 @@ pub struct KernelDatapath {
 /// What this process has found or made; only saves work, and is empty after a restart.
 #[derive(Default)]
 struct Seen {
-    links: BTreeMap<String, (Endpoint, u32, Instant)>,
+    links: BTreeMap<String, SeenLink>,
     forgotten: BTreeSet<Ipv4Addr>,
     udp_ports: BTreeSet<u16>,
+}
+
+struct SeenLink {
+    address: Ipv4Addr,
+    index: u32,
+    netns: (u64, u64),
+    at: Instant,
 }
 
 impl KernelDatapath {
@@ -67,12 +74,14 @@ impl Datapath for KernelDatapath {
         for (endpoint, netns) in &present {
             let name = endpoint.link.as_str();
             let existing = links.remove(name);
-            if seen.is_settled(endpoint, existing.as_ref()) {
+            let identity = netns.identity();
+            if seen.is_settled(endpoint, identity, existing.as_ref()) {
                 continue;
             }
             match link::ensure(&node.handle, netns, endpoint, config.range.gateway(), existing.as_ref()).await {
                 Ok(index) => {
-                    seen.links.insert(name.into(), ((*endpoint).clone(), index, Instant::now()));
+                    let link = SeenLink { address: endpoint.address, index, netns: identity, at: Instant::now() };
+                    seen.links.insert(name.into(), link);
                 }
                 Err(error) => failures.push(EndpointFailure { link: endpoint.link.clone(), error }),
             }
@@ -109,12 +118,10 @@ async fn our_links(node: &Connection) -> Result<BTreeMap<String, Link>, Datapath
 }
 
 impl Seen {
-    fn is_settled(&self, endpoint: &Endpoint, existing: Option<&Link>) -> bool {
-        let (Some((known, index, at)), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else {
-            return false;
-        };
-        let same = known.netns == endpoint.netns && known.address == endpoint.address;
-        same && *index == link.index && link.up && at.elapsed() < TRUST
+    fn is_settled(&self, endpoint: &Endpoint, netns: (u64, u64), existing: Option<&Link>) -> bool {
+        let (Some(known), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else { return false };
+        let same = known.address == endpoint.address && known.netns == netns && known.index == link.index;
+        same && link.up && known.at.elapsed() < TRUST
     }
 
     /// Forgets flows to and from resting addresses, and UDP flows that began before their port was published; each once.

@@ -41,6 +41,7 @@ pub struct Netns {
     pub path: PathBuf,
     /// The open namespace.
     pub file: File,
+    identity: (u64, u64),
 }
 
 impl Netns {
@@ -61,9 +62,14 @@ impl Netns {
         let own = File::open("/proc/thread-self/ns/net").and_then(|own| identity(&own));
         match (own, identity(&file)) {
             (Ok(own), Ok(theirs)) if own == theirs => Err(DatapathError::NetnsIsOurs { path: path.into() }),
-            (Ok(_), Ok(_)) => Ok(Self { path: path.into(), file }),
+            (Ok(_), Ok(identity)) => Ok(Self { path: path.into(), file, identity }),
             (Err(source), _) | (_, Err(source)) => Err(DatapathError::EnterNetns { path: path.into(), source }),
         }
+    }
+
+    /// Device and inode: what tells it from every other namespace that exists.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
     }
 
     /// A netlink connection inside.
