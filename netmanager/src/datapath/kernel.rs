@@ -30,6 +30,13 @@ struct Seen {
     links: BTreeMap<String, SeenLink>,
     forgotten: BTreeSet<Ipv4Addr>,
     udp_ports: BTreeSet<u16>,
+    rules: Option<Rules>,
+}
+
+/// Rules that were loaded, and what `nft` said was there afterwards.
+struct Rules {
+    loaded: String,
+    listed: String,
 }
 
 struct SeenLink {
@@ -61,7 +68,7 @@ impl Datapath for KernelDatapath {
         let opened = if present.is_empty() { Vec::new() } else { self.forwarding.plan()? };
         // Rules first: a link that is up without them could send from any address.
         let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
-        nft::load(&nft::render(&config.range, &endpoints, &opened)).await?;
+        seen.load_rules(nft::render(&config.range, &endpoints, &opened)).await?;
         self.forwarding.open(&opened)?;
 
         let node = Connection::open()?;
@@ -118,6 +125,20 @@ async fn our_links(node: &Connection) -> Result<BTreeMap<String, Link>, Datapath
 }
 
 impl Seen {
+    /// Loads `text` unless it is in force already: loading sets the counters to zero.
+    async fn load_rules(&mut self, text: String) -> Result<(), DatapathError> {
+        if let Some(rules) = self.rules.take().filter(|rules| rules.loaded == text) {
+            if nft::list().await? == rules.listed {
+                self.rules = Some(rules);
+                return Ok(());
+            }
+            tracing::warn!("the rules were changed by somebody else and are loaded again");
+        }
+        nft::load(&text).await?;
+        self.rules = Some(Rules { loaded: text, listed: nft::list().await? });
+        Ok(())
+    }
+
     fn is_settled(&self, endpoint: &Endpoint, netns: (u64, u64), existing: Option<&Link>) -> bool {
         let (Some(known), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else { return false };
         let same = known.address == endpoint.address && known.netns == netns && known.index == link.index;

@@ -128,6 +128,22 @@ pub async fn load(text: &str) -> Result<(), DatapathError> {
     Err(DatapathError::NftRefused { message })
 }
 
+/// Our table as it is in the kernel, without counters; empty if there is none.
+///
+/// # Errors
+/// [`DatapathError::RunNft`].
+pub async fn list() -> Result<String, DatapathError> {
+    let output = tokio::process::Command::new("nft")
+        .args(["--stateless", "list", "table"])
+        .args(TABLE.split(' '))
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(DatapathError::RunNft)?;
+    Ok(if output.status.success() { String::from_utf8_lossy(&output.stdout).into_owned() } else { String::new() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
