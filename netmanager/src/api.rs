@@ -26,7 +26,11 @@ pub fn router(service: Arc<NetService>, metrics: NetMetrics) -> Router {
         .route("/v1/attachments/{container}", put(attach).delete(detach))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "invalid", "no such path".into()) })
         .method_not_allowed_fallback(|| async {
-            failure(StatusCode::METHOD_NOT_ALLOWED, "invalid", "no such method on this path".into())
+            failure(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "invalid",
+                "no such method on this path".into(),
+            )
         })
         .with_state(Api { service, metrics })
 }
@@ -56,7 +60,11 @@ async fn attach(
     match done.await {
         Ok(Ok(attached)) => Json(attached).into_response(),
         Ok(Err(error)) => api.refuse(&error),
-        Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request was interrupted".into()),
+        Err(_) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the request was interrupted".into(),
+        ),
     }
 }
 
@@ -72,7 +80,11 @@ async fn detach(State(api): State<Api>, Path(container): Path<String>) -> Respon
     match done.await {
         Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
         Ok(Err(error)) => api.refuse(&error),
-        Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request was interrupted".into()),
+        Err(_) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the request was interrupted".into(),
+        ),
     }
 }
 
@@ -109,5 +121,12 @@ fn chain(error: &dyn Error) -> String {
 }
 
 fn failure(status: StatusCode, code: &str, message: String) -> Response {
-    (status, Json(LocalError { code: code.into(), message })).into_response()
+    (
+        status,
+        Json(LocalError {
+            code: code.into(),
+            message,
+        }),
+    )
+        .into_response()
 }

@@ -11,7 +11,12 @@ pub static SETTINGS: &[Setting] = &[
     Setting::new("socket", Kind::Path, "Unix socket of the local API").default("/run/roble/net.sock"),
     Setting::new("endpoint.range", Kind::String, "IPv4 block of this node's containers").default("10.18.0.0/26"),
     Setting::new("node.name", Kind::String, "name of this node in logs").default("local"),
-    Setting::new("reconcile.interval", Kind::Duration, "how often everything is looked at again").default("30s"),
+    Setting::new(
+        "reconcile.interval",
+        Kind::Duration,
+        "how often everything is looked at again",
+    )
+    .default("30s"),
 ];
 
 /// All settings of `roble-net`.
@@ -23,7 +28,10 @@ pub static SPEC: Spec = Spec {
     prefix: "ROBLE_NET_",
     default_file: Some("/etc/roble/net.toml"),
     settings: &[COMMON, SETTINGS],
-    flags: &[ExtraFlag { name: "clean-up", doc: "remove every link, route, rule and kernel parameter it made, and exit" }],
+    flags: &[ExtraFlag {
+        name: "clean-up",
+        doc: "remove every link, route, rule and kernel parameter it made, and exit",
+    }],
 };
 
 /// The settings as `main` uses them.

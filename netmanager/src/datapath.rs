@@ -51,8 +51,9 @@ impl fmt::Display for LinkName {
 
 /// FNV-1a with 64 bits (draft-eastlake-fnv), finished by the mixer of MurmurHash3 so that the high bits are good.
 fn fnv1a(text: &str) -> u64 {
-    let hash =
-        text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| {
+        (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
@@ -190,8 +191,14 @@ mod tests {
 
     #[test]
     fn link_names_fit_and_differ() {
-        let names: BTreeSet<_> = (0..10_000).map(|n| LinkName::of(&format!("0123456789abcdef{n}"))).collect();
+        let names: BTreeSet<_> = (0..10_000)
+            .map(|n| LinkName::of(&format!("0123456789abcdef{n}")))
+            .collect();
         assert_eq!(names.len(), 10_000);
-        assert!(names.iter().all(|name| name.as_str().len() == 15 && name.as_str().starts_with(LINK_PREFIX)));
+        assert!(
+            names
+                .iter()
+                .all(|name| name.as_str().len() == 15 && name.as_str().starts_with(LINK_PREFIX))
+        );
     }
 }

@@ -9,23 +9,31 @@ use roble_daemon::metrics::Metrics;
 use roble_daemon::serve::{Limits, bind_unix, serve_unix};
 use roble_daemon::shutdown::Shutdown;
 use roble_daemon::{config as settings, notify};
+use roble_net::api;
 use roble_net::config::{NetConfig, SPEC};
 use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::metrics::NetMetrics;
 use roble_net::service::NetService;
-use roble_net::api;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Bounds of the local API: a node engine and a few tools talk to it.
 fn limits(drain: Duration) -> Limits {
-    Limits { connections: 128, body_bytes: Some(256 * 1024), drain, ..Limits::default() }
+    Limits {
+        connections: 128,
+        body_bytes: Some(256 * 1024),
+        drain,
+        ..Limits::default()
+    }
 }
 
 fn main() -> anyhow::Result<()> {
     let settings = settings::from_process(&SPEC);
     let config = NetConfig::build(&settings)?;
-    logs::init(LogFormat::from_name(settings.string("log.format")), settings.string("log.level"))?;
+    logs::init(
+        LogFormat::from_name(settings.string("log.format")),
+        settings.string("log.level"),
+    )?;
     let shutdown = Shutdown::new(settings.duration("shutdown.deadline"));
     roble_daemon::runtime(2)?.block_on(run(config, shutdown))
 }
@@ -104,7 +112,13 @@ async fn reconcile(service: Arc<NetService>, check: Check, interval: Duration) {
 
 async fn clean_up(config: &NetConfig, datapath: Arc<KernelDatapath>, counters: NetMetrics) -> anyhow::Result<()> {
     use roble_net::datapath::Datapath as _;
-    match NetService::open(&config.state_dir, config.endpoint_range, datapath.clone(), Arc::new(SystemClock), counters) {
+    match NetService::open(
+        &config.state_dir,
+        config.endpoint_range,
+        datapath.clone(),
+        Arc::new(SystemClock),
+        counters,
+    ) {
         Ok(service) => service.clean_up().await?,
         // Addresses of another range are forgotten with everything else; a newer release's state is left to it.
         Err(roble_net::service::OpenError::RangeChanged { .. }) => {

@@ -29,10 +29,30 @@ impl NetMetrics {
         let registry = registry.sub_registry_with_prefix("net");
         registry.register("attachments", "Containers attached", self.attachments.clone());
         registry.register("addresses", "Endpoint addresses of this node", self.addresses.clone());
-        registry.register("failed_endpoints", "Endpoints that could not be set", self.failed_endpoints.clone());
-        registry.register("set_failures", "Failures to set the datapath", self.set_failures.clone());
-        registry.register("reconciliations", "Rounds of reconciliation", self.reconciliations.clone());
-        registry.register("ports_taken", "Attachments refused for a port", self.ports_taken.clone());
-        registry.register("addresses_exhausted", "Attachments without address", self.addresses_exhausted.clone());
+        registry.register(
+            "failed_endpoints",
+            "Endpoints that could not be set",
+            self.failed_endpoints.clone(),
+        );
+        registry.register(
+            "set_failures",
+            "Failures to set the datapath",
+            self.set_failures.clone(),
+        );
+        registry.register(
+            "reconciliations",
+            "Rounds of reconciliation",
+            self.reconciliations.clone(),
+        );
+        registry.register(
+            "ports_taken",
+            "Attachments refused for a port",
+            self.ports_taken.clone(),
+        );
+        registry.register(
+            "addresses_exhausted",
+            "Attachments without address",
+            self.addresses_exhausted.clone(),
+        );
     }
 }

@@ -37,7 +37,9 @@ impl EndpointRange {
     /// Whether a container may have `address`.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         let size = 1_u32 << (32 - self.prefix);
-        u32::from(address).checked_sub(u32::from(self.network)).is_some_and(|offset| (2..size - 1).contains(&offset))
+        u32::from(address)
+            .checked_sub(u32::from(self.network))
+            .is_some_and(|offset| (2..size - 1).contains(&offset))
     }
 
     /// How many addresses containers may get.
@@ -50,11 +52,14 @@ impl FromStr for EndpointRange {
     type Err = ParseRangeError;
 
     fn from_str(text: &str) -> Result<Self, ParseRangeError> {
-        let error = || ParseRangeError { text: text.chars().take(64).collect() };
+        let error = || ParseRangeError {
+            text: text.chars().take(64).collect(),
+        };
         let (network, prefix) = text.split_once('/').ok_or_else(error)?;
         let network: Ipv4Addr = network.parse().map_err(|_| error())?;
         let prefix: u8 = prefix.parse().map_err(|_| error())?;
-        let is_host = network.is_loopback() || network.is_multicast() || network.is_link_local() || network.octets()[0] == 0;
+        let is_host =
+            network.is_loopback() || network.is_multicast() || network.is_link_local() || network.octets()[0] == 0;
         if !(8..=30).contains(&prefix) || is_host || u32::from(network) << prefix != 0 {
             return Err(error());
         }
@@ -99,7 +104,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "10.18.0.0", "10.18.0.1/26", "10.18.0.0/31", "10.0.0.0/7", "127.0.0.0/8", "224.0.0.0/24", "::/64"] {
+        for text in [
+            "",
+            "10.18.0.0",
+            "10.18.0.1/26",
+            "10.18.0.0/31",
+            "10.0.0.0/7",
+            "127.0.0.0/8",
+            "224.0.0.0/24",
+            "::/64",
+        ] {
             assert!(text.parse::<EndpointRange>().is_err(), "{text}");
         }
     }

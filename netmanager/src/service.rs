@@ -34,7 +34,9 @@ pub enum OpenError {
         found: u64,
     },
     /// Containers are attached with addresses outside of the range.
-    #[error("container {container} has address {address}, outside of endpoint range {range}: run `roble-net --clean-up` first")]
+    #[error(
+        "container {container} has address {address}, outside of endpoint range {range}: run `roble-net --clean-up` first"
+    )]
     RangeChanged {
         /// One of them.
         container: String,
@@ -123,12 +125,24 @@ impl NetService {
         let state = read(&path, clock.wall())?;
         if let Some((container, attachment)) = state.attachments.iter().find(|(_, a)| !range.contains(a.address)) {
             let (container, address) = (container.clone(), attachment.address);
-            return Err(OpenError::RangeChanged { container, address, range });
+            return Err(OpenError::RangeChanged {
+                container,
+                address,
+                range,
+            });
         }
         metrics.addresses.set(range.capacity() as i64);
         metrics.attachments.set(state.attachments.len() as i64);
         let boot_id = boot_id.trim().to_owned();
-        Ok(Self { range, path, boot_id, clock, datapath, metrics, state: Mutex::new(state) })
+        Ok(Self {
+            range,
+            path,
+            boot_id,
+            clock,
+            datapath,
+            metrics,
+            state: Mutex::new(state),
+        })
     }
 
     /// Attaches `container`, or changes what is attached. May be repeated; a repetition also repairs the datapath.
@@ -140,13 +154,21 @@ impl NetService {
         let mut next = state.clone();
         let attached = next.attach(&self.range, container, wish, &self.now())?;
         let link = LinkName::of(container);
-        if state.attachments.keys().any(|other| other != container && LinkName::of(other) == link) {
+        if state
+            .attachments
+            .keys()
+            .any(|other| other != container && LinkName::of(other) == link)
+        {
             let text = "the hash of this container id equals that of another; choose another id";
             return Err(RefusedAttach::Invalid(text.into()).into());
         }
         for port in state.new_ports(container, wish) {
             if let Some(owner) = self.datapath.listener(port.protocol, port.host).await {
-                return Err(NetError::PortInUse { port: port.host, protocol: port.protocol, owner });
+                return Err(NetError::PortInUse {
+                    port: port.host,
+                    protocol: port.protocol,
+                    owner,
+                });
             }
         }
         let before = state.clone();
@@ -163,7 +185,11 @@ impl NetService {
         if *state != before {
             self.write(&mut state, before).await?;
             if let Err(error) = self.set(&state).await {
-                tracing::warn!(container, error = &error as &dyn std::error::Error, "attachment was not undone yet");
+                tracing::warn!(
+                    container,
+                    error = &error as &dyn std::error::Error,
+                    "attachment was not undone yet"
+                );
             }
         }
         Err(NetError::Datapath(error))
@@ -233,7 +259,10 @@ impl NetService {
     }
 
     fn now(&self) -> Instant {
-        Instant { boot_id: self.boot_id.clone(), boot_ms: self.clock.boot() }
+        Instant {
+            boot_id: self.boot_id.clone(),
+            boot_ms: self.clock.boot(),
+        }
     }
 
     async fn set(&self, state: &State) -> Result<Vec<EndpointFailure>, DatapathError> {
@@ -243,8 +272,11 @@ impl NetService {
             address: attachment.address,
             ports: attachment.ports.clone(),
         });
-        let config =
-            DatapathConfig { range: self.range, endpoints: endpoints.collect(), resting: state.resting(&self.now()) };
+        let config = DatapathConfig {
+            range: self.range,
+            endpoints: endpoints.collect(),
+            resting: state.resting(&self.now()),
+        };
         let result = self.datapath.set(&config).await;
         match &result {
             Ok(failures) => drop(self.metrics.failed_endpoints.set(failures.len() as i64)),
@@ -271,9 +303,14 @@ fn read(path: &Path, wall_ms: u64) -> Result<State, OpenError> {
     let Some(bytes) = files::read_optional(path, MAX_STATE_BYTES).map_err(OpenError::Read)? else {
         return Ok(State::default());
     };
-    let schema = serde_json::from_slice::<serde_json::Value>(&bytes).ok().and_then(|value| value["schema"].as_u64());
+    let schema = serde_json::from_slice::<serde_json::Value>(&bytes)
+        .ok()
+        .and_then(|value| value["schema"].as_u64());
     if let Some(found) = schema.filter(|found| *found > u64::from(SCHEMA)) {
-        return Err(OpenError::Newer { path: path.into(), found });
+        return Err(OpenError::Newer {
+            path: path.into(),
+            found,
+        });
     }
     serde_json::from_slice(&bytes).or_else(|error| {
         let aside = path.with_extension(format!("damaged-{wall_ms}"));

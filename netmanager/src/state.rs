@@ -102,7 +102,11 @@ pub struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { schema: SCHEMA, attachments: BTreeMap::new(), former: BTreeMap::new() }
+        Self {
+            schema: SCHEMA,
+            attachments: BTreeMap::new(),
+            former: BTreeMap::new(),
+        }
     }
 }
 
@@ -124,12 +128,21 @@ impl State {
         for (owner, other) in self.attachments.iter().filter(|(owner, _)| *owner != container) {
             if other.netns == wish.netns {
                 let netns = wish.netns.display();
-                return Err(RefusedAttach::Invalid(format!("namespace {netns} belongs to container {owner}")));
+                return Err(RefusedAttach::Invalid(format!(
+                    "namespace {netns} belongs to container {owner}"
+                )));
             }
-            let clash = other.ports.iter().find(|a| wish.ports.iter().any(|b| a.host_key() == b.host_key()));
+            let clash = other
+                .ports
+                .iter()
+                .find(|a| wish.ports.iter().any(|b| a.host_key() == b.host_key()));
             if let Some(clash) = clash {
                 let (protocol, port) = clash.host_key();
-                return Err(RefusedAttach::PortTaken { port, protocol, owner: owner.clone() });
+                return Err(RefusedAttach::PortTaken {
+                    port,
+                    protocol,
+                    owner: owner.clone(),
+                });
             }
         }
         let address = match self.attachments.get(container) {
@@ -137,15 +150,24 @@ impl State {
             _ => self.choose_address(range, container, now)?,
         };
         self.former.remove(&address);
-        let attachment = Attachment { netns: wish.netns.clone(), address, ports: wish.ports.clone() };
+        let attachment = Attachment {
+            netns: wish.netns.clone(),
+            address,
+            ports: wish.ports.clone(),
+        };
         self.attachments.insert(container.into(), attachment.clone());
         Ok(describe(container, &attachment))
     }
 
     /// Removes `container` and lets its address rest. Returns whether it was attached.
     pub fn detach(&mut self, container: &str, now: &Instant) -> bool {
-        let Some(attachment) = self.attachments.remove(container) else { return false };
-        let former = Former { container: container.into(), released: now.clone() };
+        let Some(attachment) = self.attachments.remove(container) else {
+            return false;
+        };
+        let former = Former {
+            container: container.into(),
+            released: now.clone(),
+        };
         self.former.insert(attachment.address, former);
         true
     }
@@ -158,25 +180,31 @@ impl State {
             .into_iter()
             .flat_map(|attachment| attachment.ports.iter().map(PortMapping::host_key))
             .collect();
-        wish.ports.iter().filter(|port| !held.contains(&port.host_key())).copied().collect()
+        wish.ports
+            .iter()
+            .filter(|port| !held.contains(&port.host_key()))
+            .copied()
+            .collect()
     }
 
     /// Everything attached, by container id.
     pub fn list(&self) -> Vec<Attached> {
-        self.attachments.iter().map(|(container, attachment)| describe(container, attachment)).collect()
+        self.attachments
+            .iter()
+            .map(|(container, attachment)| describe(container, attachment))
+            .collect()
     }
 
     /// Addresses released less than [`QUARANTINE`] ago: nothing may flow to them.
     pub fn resting(&self, now: &Instant) -> BTreeSet<Ipv4Addr> {
-        self.former.iter().filter(|(_, former)| !former.released.is_rested(now)).map(|(address, _)| *address).collect()
+        self.former
+            .iter()
+            .filter(|(_, former)| !former.released.is_rested(now))
+            .map(|(address, _)| *address)
+            .collect()
     }
 
-    fn choose_address(
-        &self,
-        range: &EndpointRange,
-        container: &str,
-        now: &Instant,
-    ) -> Result<Ipv4Addr, RefusedAttach> {
+    fn choose_address(&self, range: &EndpointRange, container: &str, now: &Instant) -> Result<Ipv4Addr, RefusedAttach> {
         let held: BTreeSet<_> = self.attachments.values().map(|attachment| attachment.address).collect();
         let own = self.former.iter().find(|(address, former)| {
             former.container == container && range.contains(**address) && !held.contains(*address)
@@ -184,7 +212,10 @@ impl State {
         if let Some((address, _)) = own {
             return Ok(*address);
         }
-        if let Some(address) = range.addresses().find(|a| !held.contains(a) && !self.former.contains_key(a)) {
+        if let Some(address) = range
+            .addresses()
+            .find(|a| !held.contains(a) && !self.former.contains_key(a))
+        {
             return Ok(address);
         }
         // Those of an earlier boot count as released first of all.
@@ -229,11 +260,16 @@ pub fn check_container(container: &str) -> Result<(), RefusedAttach> {
 
 fn check_wish(wish: &Attach) -> Result<(), RefusedAttach> {
     if !wish.netns.is_absolute() {
-        return Err(RefusedAttach::Invalid("the path of the namespace must be absolute".into()));
+        return Err(RefusedAttach::Invalid(
+            "the path of the namespace must be absolute".into(),
+        ));
     }
     let mut seen = BTreeSet::new();
     match wish.ports.iter().find(|port| !seen.insert(port.host_key())) {
-        Some(twice) => Err(RefusedAttach::Invalid(format!("port {}/{} is asked for twice", twice.host, twice.protocol))),
+        Some(twice) => Err(RefusedAttach::Invalid(format!(
+            "port {}/{} is asked for twice",
+            twice.host, twice.protocol
+        ))),
         None => Ok(()),
     }
 }

@@ -11,7 +11,10 @@ use std::time::Duration;
 /// The program, built anew if need be: daemons do not depend on each other's crates.
 fn roble_net() -> PathBuf {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let status = Command::new(cargo).args(["build", "-p", "roble-net"]).status().expect("cargo runs");
+    let status = Command::new(cargo)
+        .args(["build", "-p", "roble-net"])
+        .status()
+        .expect("cargo runs");
     assert!(status.success(), "roble-net cannot be built");
     let test = std::env::current_exe().unwrap();
     test.ancestors().nth(2).unwrap().join("roble-net")
@@ -23,7 +26,9 @@ struct Folder(tempfile::TempDir);
 impl Namespaces for Folder {
     async fn make(&self, name: &str) -> PathBuf {
         let path = self.0.path().join("netns").join(name);
-        netns::ensure(&path).await.expect("needs root, see scripts/install-deps.sh");
+        netns::ensure(&path)
+            .await
+            .expect("needs root, see scripts/install-deps.sh");
         path
     }
     async fn remove(&self, path: &Path) {
@@ -81,7 +86,9 @@ async fn namespaces_may_be_made_and_removed_again_and_again() {
         netns::ensure(&path).await.unwrap();
     }
     assert!(netns::exists(&path));
-    let links = netns::enter(&path, || std::fs::read_to_string("/proc/thread-self/net/dev")).await.unwrap();
+    let links = netns::enter(&path, || std::fs::read_to_string("/proc/thread-self/net/dev"))
+        .await
+        .unwrap();
     assert_eq!(links.lines().skip(2).count(), 1, "only lo: {links}");
     // What a crash between the file and the mount leaves.
     let half = home.join("half");

@@ -59,13 +59,24 @@ fn request(flows: Flows) -> Vec<u8> {
         Flows::BegunBy(source) => (CTA_TUPLE_ORIG, address(source), FILTER_IP_SRC),
         Flows::UdpTo(port) => {
             let protocol = [attribute(1, &[IPPROTO_UDP]), attribute(3, &port.to_be_bytes())].concat();
-            (CTA_TUPLE_ORIG, attribute(2 | NESTED, &protocol), FILTER_PROTO_NUM | FILTER_PROTO_DST_PORT)
+            (
+                CTA_TUPLE_ORIG,
+                attribute(2 | NESTED, &protocol),
+                FILTER_PROTO_NUM | FILTER_PROTO_DST_PORT,
+            )
         }
     };
     // The flags of the two directions have the numbers of the two tuples.
-    let other = if tuple_kind == CTA_TUPLE_ORIG { CTA_TUPLE_REPLY } else { CTA_TUPLE_ORIG };
-    let filter =
-        [attribute(tuple_kind, &flags.to_ne_bytes()), attribute(other, &0_u32.to_ne_bytes())].concat();
+    let other = if tuple_kind == CTA_TUPLE_ORIG {
+        CTA_TUPLE_REPLY
+    } else {
+        CTA_TUPLE_ORIG
+    };
+    let filter = [
+        attribute(tuple_kind, &flags.to_ne_bytes()),
+        attribute(other, &0_u32.to_ne_bytes()),
+    ]
+    .concat();
     let mut body = vec![AF_INET, 0, 0, 0];
     body.extend(attribute(tuple_kind | NESTED, &tuple));
     body.extend(attribute(CTA_FILTER | NESTED, &filter));

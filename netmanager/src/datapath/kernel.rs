@@ -49,7 +49,10 @@ struct SeenLink {
 impl KernelDatapath {
     /// Keeps what must be restored by [`clean_up`](Datapath::clean_up) in `state_dir`.
     pub fn new(state_dir: &Path) -> Self {
-        Self { forwarding: Forwarding::new(state_dir.join("forwarding.json")), seen: Mutex::default() }
+        Self {
+            forwarding: Forwarding::new(state_dir.join("forwarding.json")),
+            seen: Mutex::default(),
+        }
     }
 }
 
@@ -62,10 +65,17 @@ impl Datapath for KernelDatapath {
         for endpoint in &config.endpoints {
             match Netns::open(&endpoint.netns) {
                 Ok(netns) => present.push((endpoint, netns)),
-                Err(error) => failures.push(EndpointFailure { link: endpoint.link.clone(), error }),
+                Err(error) => failures.push(EndpointFailure {
+                    link: endpoint.link.clone(),
+                    error,
+                }),
             }
         }
-        let opened = if present.is_empty() { Vec::new() } else { self.forwarding.plan()? };
+        let opened = if present.is_empty() {
+            Vec::new()
+        } else {
+            self.forwarding.plan()?
+        };
         // Rules first: a link that is up without them could send from any address.
         let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
         seen.load_rules(nft::render(&config.range, &endpoints, &opened)).await?;
@@ -87,13 +97,22 @@ impl Datapath for KernelDatapath {
             }
             match link::ensure(&node.handle, netns, endpoint, config.range.gateway(), existing.as_ref()).await {
                 Ok(index) => {
-                    let link = SeenLink { address: endpoint.address, index, netns: identity, at: Instant::now() };
+                    let link = SeenLink {
+                        address: endpoint.address,
+                        index,
+                        netns: identity,
+                        at: Instant::now(),
+                    };
                     seen.links.insert(name.into(), link);
                 }
-                Err(error) => failures.push(EndpointFailure { link: endpoint.link.clone(), error }),
+                Err(error) => failures.push(EndpointFailure {
+                    link: endpoint.link.clone(),
+                    error,
+                }),
             }
         }
-        seen.links.retain(|name, _| endpoints.iter().any(|endpoint| endpoint.link.as_str() == name));
+        seen.links
+            .retain(|name, _| endpoints.iter().any(|endpoint| endpoint.link.as_str() == name));
         seen.forget_flows(config, &endpoints);
         Ok(failures)
     }
@@ -121,7 +140,10 @@ impl Datapath for KernelDatapath {
 
 async fn our_links(node: &Connection) -> Result<BTreeMap<String, Link>, DatapathError> {
     let links = link::list(&node.handle).await?.into_iter();
-    Ok(links.filter(|link| link.name.starts_with(LINK_PREFIX)).map(|link| (link.name.clone(), link)).collect())
+    Ok(links
+        .filter(|link| link.name.starts_with(LINK_PREFIX))
+        .map(|link| (link.name.clone(), link))
+        .collect())
 }
 
 impl Seen {
@@ -135,12 +157,17 @@ impl Seen {
             tracing::warn!("the rules were changed by somebody else and are loaded again");
         }
         nft::load(&text).await?;
-        self.rules = Some(Rules { loaded: text, listed: nft::list().await? });
+        self.rules = Some(Rules {
+            loaded: text,
+            listed: nft::list().await?,
+        });
         Ok(())
     }
 
     fn is_settled(&self, endpoint: &Endpoint, netns: (u64, u64), existing: Option<&Link>) -> bool {
-        let (Some(known), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else { return false };
+        let (Some(known), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else {
+            return false;
+        };
         let same = known.address == endpoint.address && known.netns == netns && known.index == link.index;
         same && link.up && known.at.elapsed() < TRUST
     }
@@ -159,7 +186,11 @@ impl Seen {
             .chain(udp.difference(&self.udp_ports).map(|port| Flows::UdpTo(*port)));
         for flows in flows {
             if let Err(error) = conntrack::forget(flows) {
-                tracing::warn!(?flows, error = &error as &dyn std::error::Error, "tracked flows were not forgotten");
+                tracing::warn!(
+                    ?flows,
+                    error = &error as &dyn std::error::Error,
+                    "tracked flows were not forgotten"
+                );
             }
         }
         self.forgotten.clone_from(&config.resting);

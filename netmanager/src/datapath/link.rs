@@ -42,7 +42,13 @@ impl Link {
                 _ => {}
             }
         }
-        Self { name, index: message.header.index, peer, mac, up: message.header.flags.contains(LinkFlags::Up) }
+        Self {
+            name,
+            index: message.header.index,
+            peer,
+            mac,
+            up: message.header.flags.contains(LinkFlags::Up),
+        }
     }
 }
 
@@ -64,7 +70,13 @@ fn errno(error: &Error) -> Option<i32> {
 /// # Errors
 /// [`DatapathError::Netlink`].
 pub async fn list(handle: &Handle) -> Result<Vec<Link>, DatapathError> {
-    let links: Vec<_> = handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
+    let links: Vec<_> = handle
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(failed("list links"))?;
     Ok(links.iter().map(Link::read).collect())
 }
 
@@ -116,7 +128,9 @@ pub async fn ensure(
                 remove(node, host).await?;
             }
             if container.is_some() && find(&inside.handle, CONTAINER_INTERFACE).await?.is_some() {
-                return Err(DatapathError::InterfaceTaken { path: netns.path.clone() });
+                return Err(DatapathError::InterfaceTaken {
+                    path: netns.path.clone(),
+                });
             }
             create(node, netns, endpoint).await?;
             let missing = || failed(format!("find link {name} after making it"))(Error::RequestFailed);
@@ -144,7 +158,11 @@ async fn create(node: &Handle, netns: &Netns, endpoint: &Endpoint) -> Result<(),
         .address(NODE_MAC.to_vec())
         .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
         .build();
-    node.link().add(pair).execute().await.map_err(failed(format!("make link {}", endpoint.link)))
+    node.link()
+        .add(pair)
+        .execute()
+        .await
+        .map_err(failed(format!("make link {}", endpoint.link)))
 }
 
 async fn configure_container(
@@ -166,18 +184,29 @@ async fn configure_container(
 
 async fn ensure_up(handle: &Handle, index: u32) -> Result<(), DatapathError> {
     let message = LinkUnspec::new_with_index(index).up().build();
-    handle.link().set(message).execute().await.map_err(failed("set link up"))
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(failed("set link up"))
 }
 
 async fn ensure_address(handle: &Handle, index: u32, address: Ipv4Addr) -> Result<(), DatapathError> {
     let request = handle.address().add(index, address.into(), 32).replace();
-    request.execute().await.map_err(failed(format!("add address {address}")))
+    request
+        .execute()
+        .await
+        .map_err(failed(format!("add address {address}")))
 }
 
 async fn ensure_neighbour(handle: &Handle, index: u32, address: Ipv4Addr, mac: &[u8]) -> Result<(), DatapathError> {
     let request = handle.neighbours().add(index, address.into()).link_layer_address(mac);
     let request = request.state(NeighbourState::Permanent).replace();
-    request.execute().await.map_err(failed(format!("add neighbour {address}")))
+    request
+        .execute()
+        .await
+        .map_err(failed(format!("add neighbour {address}")))
 }
 
 /// To the host `destination`, or to everywhere; on the link itself, or by way of `gateway`.
@@ -198,5 +227,11 @@ async fn ensure_route(
     let message = route.build();
     debug_assert_eq!(message.header.address_family, AddressFamily::Inet);
     let attempt = destination.map_or("add default route".into(), |to| format!("add route to {to}"));
-    handle.route().add(message).replace().execute().await.map_err(failed(attempt))
+    handle
+        .route()
+        .add(message)
+        .replace()
+        .execute()
+        .await
+        .map_err(failed(attempt))
 }

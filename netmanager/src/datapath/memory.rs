@@ -41,9 +41,15 @@ impl Datapath for MemoryDatapath {
         if state.fails {
             return Err(DatapathError::Told);
         }
-        let (gone, present): (Vec<_>, Vec<_>) =
-            config.endpoints.iter().cloned().partition(|endpoint| state.missing.contains(&endpoint.netns));
-        state.config = Some(DatapathConfig { endpoints: present, ..config.clone() });
+        let (gone, present): (Vec<_>, Vec<_>) = config
+            .endpoints
+            .iter()
+            .cloned()
+            .partition(|endpoint| state.missing.contains(&endpoint.netns));
+        state.config = Some(DatapathConfig {
+            endpoints: present,
+            ..config.clone()
+        });
         let failure = |endpoint: super::Endpoint| EndpointFailure {
             link: endpoint.link,
             error: DatapathError::NetnsMissing { path: endpoint.netns },

@@ -25,7 +25,10 @@ impl Connection {
     /// [`DatapathError::OpenNetlink`].
     pub fn open() -> Result<Self, DatapathError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(DatapathError::OpenNetlink)?;
-        Ok(Self { handle, driver: tokio::spawn(connection) })
+        Ok(Self {
+            handle,
+            driver: tokio::spawn(connection),
+        })
     }
 }
 
@@ -62,8 +65,15 @@ impl Netns {
         let own = File::open("/proc/thread-self/ns/net").and_then(|own| identity(&own));
         match (own, identity(&file)) {
             (Ok(own), Ok(theirs)) if own == theirs => Err(DatapathError::NetnsIsOurs { path: path.into() }),
-            (Ok(_), Ok(identity)) => Ok(Self { path: path.into(), file, identity }),
-            (Err(source), _) | (_, Err(source)) => Err(DatapathError::EnterNetns { path: path.into(), source }),
+            (Ok(_), Ok(identity)) => Ok(Self {
+                path: path.into(),
+                file,
+                identity,
+            }),
+            (Err(source), _) | (_, Err(source)) => Err(DatapathError::EnterNetns {
+                path: path.into(),
+                source,
+            }),
         }
     }
 
@@ -77,7 +87,10 @@ impl Netns {
     /// # Errors
     /// [`DatapathError::EnterNetns`] also if it is a namespace of another kind.
     pub async fn connect(&self) -> Result<Connection, DatapathError> {
-        let failed = |source: io::Error| DatapathError::EnterNetns { path: self.path.clone(), source };
+        let failed = |source: io::Error| DatapathError::EnterNetns {
+            path: self.path.clone(),
+            source,
+        };
         let file = self.file.try_clone().map_err(failed)?;
         let runtime = tokio::runtime::Handle::current();
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -93,7 +106,10 @@ impl Netns {
                 let _ = sender.send(result);
             })
             .map_err(failed)?;
-        receiver.await.map_err(|_| failed(io::Error::other("the thread ended")))?.map_err(failed)?
+        receiver
+            .await
+            .map_err(|_| failed(io::Error::other("the thread ended")))?
+            .map_err(failed)?
     }
 }
 

@@ -28,7 +28,10 @@ pub fn render(range: &EndpointRange, endpoints: &[&Endpoint], opened: &[String])
         }
     }
     published.sort();
-    let mut sources: Vec<_> = endpoints.iter().map(|e| format!("\"{}\" . {}", e.link, e.address)).collect();
+    let mut sources: Vec<_> = endpoints
+        .iter()
+        .map(|e| format!("\"{}\" . {}", e.link, e.address))
+        .collect();
     sources.sort();
     let mut hairpins: Vec<_> = endpoints.iter().map(|e| format!("{0} . {0}", e.address)).collect();
     hairpins.sort();
@@ -36,7 +39,12 @@ pub fn render(range: &EndpointRange, endpoints: &[&Endpoint], opened: &[String])
     opened.sort();
 
     let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
-    collection(&mut text, "map published", "inet_proto . inet_service : ipv4_addr . inet_service", &published);
+    collection(
+        &mut text,
+        "map published",
+        "inet_proto . inet_service : ipv4_addr . inet_service",
+        &published,
+    );
     collection(&mut text, "set sources", "ifname . ipv4_addr", &sources);
     collection(&mut text, "set hairpins", "ipv4_addr . ipv4_addr", &hairpins);
     collection(&mut text, "set opened", "ifname", &opened);
@@ -53,7 +61,12 @@ pub fn render(range: &EndpointRange, endpoints: &[&Endpoint], opened: &[String])
             "ip daddr { 127.0.0.0/8, 169.254.169.254 } counter drop comment \"loopback, metadata\"".into(),
         ],
     );
-    chain(&mut text, "prerouting", "nat hook prerouting priority dstnat", &[publish.into()]);
+    chain(
+        &mut text,
+        "prerouting",
+        "nat hook prerouting priority dstnat",
+        &[publish.into()],
+    );
     // nft 1.0 knows the name `dstnat` in the prerouting hook only.
     chain(&mut text, "output", "nat hook output priority -100", &[publish.into()]);
     chain(
@@ -124,7 +137,11 @@ pub async fn load(text: &str) -> Result<(), DatapathError> {
     if output.status.success() {
         return Ok(());
     }
-    let message = String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join("; ");
+    let message = String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .take(3)
+        .collect::<Vec<_>>()
+        .join("; ");
     Err(DatapathError::NftRefused { message })
 }
 
@@ -141,7 +158,11 @@ pub async fn list() -> Result<String, DatapathError> {
         .output()
         .await
         .map_err(DatapathError::RunNft)?;
-    Ok(if output.status.success() { String::from_utf8_lossy(&output.stdout).into_owned() } else { String::new() })
+    Ok(if output.status.success() {
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    } else {
+        String::new()
+    })
 }
 
 #[cfg(test)]
@@ -159,13 +180,25 @@ mod tests {
             ports: PortMapping::parse_list(ports).unwrap(),
         };
         let (web, dns) = (endpoint("web", 2, "8080:80;8443:443"), endpoint("dns", 3, "53/udp;53"));
-        let text = render(&"10.18.0.0/26".parse().unwrap(), &[&web, &dns], &["wlan0".into(), "eth0".into()]);
+        let text = render(
+            &"10.18.0.0/26".parse().unwrap(),
+            &[&web, &dns],
+            &["wlan0".into(), "eth0".into()],
+        );
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/rules.nft");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(golden, &text).unwrap();
         }
-        assert_eq!(text, std::fs::read_to_string(golden).unwrap(), "UPDATE_GOLDEN=1 writes it anew");
-        let reordered = render(&"10.18.0.0/26".parse().unwrap(), &[&dns, &web], &["eth0".into(), "wlan0".into()]);
+        assert_eq!(
+            text,
+            std::fs::read_to_string(golden).unwrap(),
+            "UPDATE_GOLDEN=1 writes it anew"
+        );
+        let reordered = render(
+            &"10.18.0.0/26".parse().unwrap(),
+            &[&dns, &web],
+            &["eth0".into(), "wlan0".into()],
+        );
         assert_eq!(text, reordered, "the order of endpoints does not matter");
     }
 }

@@ -36,8 +36,11 @@ fn program_of(inode: &str) -> Option<String> {
         if !pid.bytes().all(|b| b.is_ascii_digit()) {
             continue;
         }
-        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
-        let is_owner = |link: fs::DirEntry| fs::read_link(link.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str());
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let is_owner =
+            |link: fs::DirEntry| fs::read_link(link.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str());
         if descriptors.flatten().any(is_owner) {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             return Some(format!("program {} (process {pid})", name.trim()));

@@ -38,7 +38,11 @@ impl Forwarding {
             let text = serde_json::to_vec(&noted).expect("a map of strings is JSON");
             files::write_atomic(&self.journal, &text, 0o600).map_err(|error| self.failed(io::Error::other(error)))?;
         }
-        Ok(if is_router()? { Vec::new() } else { noted.into_keys().collect() })
+        Ok(if is_router()? {
+            Vec::new()
+        } else {
+            noted.into_keys().collect()
+        })
     }
 
     /// Turns forwarding on for `names`; interfaces that are gone meanwhile are left out.
@@ -46,7 +50,9 @@ impl Forwarding {
     /// # Errors
     /// [`DatapathError::Sysctl`].
     pub fn open(&self, names: &[String]) -> Result<(), DatapathError> {
-        names.iter().try_for_each(|name| write_if_present(&forwarding(name), "1"))
+        names
+            .iter()
+            .try_for_each(|name| write_if_present(&forwarding(name), "1"))
     }
 
     /// Puts everything back, unless the node has become a router meanwhile, and forgets it.
@@ -66,7 +72,8 @@ impl Forwarding {
     }
 
     fn read(&self) -> Result<BTreeMap<String, String>, DatapathError> {
-        let bytes = files::read_optional(&self.journal, 1 << 20).map_err(|error| self.failed(io::Error::other(error)))?;
+        let bytes =
+            files::read_optional(&self.journal, 1 << 20).map_err(|error| self.failed(io::Error::other(error)))?;
         match bytes {
             Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| self.failed(error.into())),
             None => Ok(BTreeMap::new()),
@@ -74,7 +81,10 @@ impl Forwarding {
     }
 
     fn failed(&self, source: io::Error) -> DatapathError {
-        DatapathError::Sysctl { path: self.journal.clone(), source }
+        DatapathError::Sysctl {
+            path: self.journal.clone(),
+            source,
+        }
     }
 }
 
@@ -89,17 +99,25 @@ pub fn prepare_link(name: &str) -> Result<(), DatapathError> {
     write(&ipv4("route_localnet"), "1")?;
     // A container that calls itself by a published port goes out and in by the same link; that is no detour.
     write(&ipv4("send_redirects"), "0")?;
-    write_if_present(&Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6"), "1")
+    write_if_present(
+        &Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6"),
+        "1",
+    )
 }
 
 /// Other programs' interfaces and their forwarding flag.
 fn interfaces() -> Result<Vec<(String, String)>, DatapathError> {
-    let failed = |source| DatapathError::Sysctl { path: IPV4.into(), source };
+    let failed = |source| DatapathError::Sysctl {
+        path: IPV4.into(),
+        source,
+    };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(IPV4).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
         // A name may hold almost anything; what cannot be written in a rule is left alone.
-        let is_plain = name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'*' | b'\\'));
+        let is_plain = name
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'*' | b'\\'));
         if !is_plain || matches!(name.as_str(), "all" | "default" | "lo") || name.starts_with(LINK_PREFIX) {
             continue;
         }
@@ -122,7 +140,10 @@ fn forwarding(interface: &str) -> PathBuf {
 }
 
 fn write(path: &Path, value: &str) -> Result<(), DatapathError> {
-    let failed = |source| DatapathError::Sysctl { path: path.into(), source };
+    let failed = |source| DatapathError::Sysctl {
+        path: path.into(),
+        source,
+    };
     // Writing forwarding flushes the route cache even if nothing changes.
     if std::fs::read_to_string(path).map_err(failed)?.trim() == value {
         return Ok(());

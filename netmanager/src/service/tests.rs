@@ -10,12 +10,21 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), datapath: Arc::default() }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            datapath: Arc::default(),
+        }
     }
 
     fn open_with(&self, range: &str) -> Result<NetService, OpenError> {
         let clock = Arc::new(ManualClock::new(7));
-        NetService::open(self.folder.path(), range.parse().unwrap(), self.datapath.clone(), clock, NetMetrics::default())
+        NetService::open(
+            self.folder.path(),
+            range.parse().unwrap(),
+            self.datapath.clone(),
+            clock,
+            NetMetrics::default(),
+        )
     }
 
     fn open(&self) -> NetService {
@@ -24,7 +33,10 @@ impl Bench {
 }
 
 fn wish(netns: &str, ports: &str) -> Attach {
-    Attach { netns: format!("/run/netns/{netns}").into(), ports: PortMapping::parse_list(ports).unwrap() }
+    Attach {
+        netns: format!("/run/netns/{netns}").into(),
+        ports: PortMapping::parse_list(ports).unwrap(),
+    }
 }
 
 #[tokio::test]
@@ -47,9 +59,15 @@ async fn failed_attach_leaves_no_trace() {
     let bench = Bench::new();
     let service = bench.open();
     bench.datapath.state().missing.insert("/run/netns/a".into());
-    assert_eq!(service.attach("a", &wish("a", "80")).await.unwrap_err().code(), "netns-missing");
+    assert_eq!(
+        service.attach("a", &wish("a", "80")).await.unwrap_err().code(),
+        "netns-missing"
+    );
     bench.datapath.state().fails = true;
-    assert_eq!(service.attach("b", &wish("b", "80")).await.unwrap_err().code(), "internal");
+    assert_eq!(
+        service.attach("b", &wish("b", "80")).await.unwrap_err().code(),
+        "internal"
+    );
     bench.datapath.state().fails = false;
     assert!(service.list().await.is_empty() && bench.open().list().await.is_empty());
     service.attach("c", &wish("c", "80")).await.unwrap();
@@ -60,10 +78,17 @@ async fn ports_of_programs_are_refused_but_not_our_own() {
     let bench = Bench::new();
     let service = bench.open();
     service.attach("a", &wish("a", "80")).await.unwrap();
-    bench.datapath.state().listeners.extend([80, 81].map(|port| ((Protocol::Tcp, port), "program x".to_owned())));
+    bench
+        .datapath
+        .state()
+        .listeners
+        .extend([80, 81].map(|port| ((Protocol::Tcp, port), "program x".to_owned())));
     service.attach("a", &wish("a", "80")).await.unwrap();
     let error = service.attach("b", &wish("b", "81")).await.unwrap_err();
-    assert_eq!((error.code(), error.to_string().as_str()), ("port-taken", "port 81/tcp is in use by program x"));
+    assert_eq!(
+        (error.code(), error.to_string().as_str()),
+        ("port-taken", "port 81/tcp is in use by program x")
+    );
 }
 
 #[tokio::test]
@@ -86,10 +111,16 @@ async fn detach_and_clean_up_may_be_repeated() {
 async fn damaged_newer_and_foreign_state_is_told() {
     let bench = Bench::new();
     bench.open().attach("a", &wish("a", "")).await.unwrap();
-    assert!(matches!(bench.open_with("10.19.0.0/29"), Err(OpenError::RangeChanged { .. })));
+    assert!(matches!(
+        bench.open_with("10.19.0.0/29"),
+        Err(OpenError::RangeChanged { .. })
+    ));
     let path = bench.folder.path().join("attachments.json");
     std::fs::write(&path, r#"{"schema":99,"later":true}"#).unwrap();
-    assert!(matches!(bench.open_with("10.18.0.0/29"), Err(OpenError::Newer { found: 99, .. })));
+    assert!(matches!(
+        bench.open_with("10.18.0.0/29"),
+        Err(OpenError::Newer { found: 99, .. })
+    ));
     std::fs::write(&path, "{\"schema\":1,").unwrap();
     assert!(bench.open().list().await.is_empty());
     assert!(bench.folder.path().join("attachments.damaged-7").exists());

@@ -2,7 +2,10 @@ use super::*;
 use proptest::prelude::*;
 
 fn at(boot_ms: u64) -> Instant {
-    Instant { boot_id: "b".into(), boot_ms }
+    Instant {
+        boot_id: "b".into(),
+        boot_ms,
+    }
 }
 
 fn range() -> EndpointRange {
@@ -10,7 +13,10 @@ fn range() -> EndpointRange {
 }
 
 fn wish(netns: &str, ports: &str) -> Attach {
-    Attach { netns: format!("/run/netns/{netns}").into(), ports: PortMapping::parse_list(ports).unwrap() }
+    Attach {
+        netns: format!("/run/netns/{netns}").into(),
+        ports: PortMapping::parse_list(ports).unwrap(),
+    }
 }
 
 #[test]
@@ -29,7 +35,9 @@ fn a_taken_port_names_its_owner_and_changes_nothing() {
     let mut state = State::default();
     state.attach(&range(), "a", &wish("a", "80;53/udp"), &at(0)).unwrap();
     let before = state.clone();
-    let refused = state.attach(&range(), "b", &wish("b", "53;80:8080"), &at(0)).unwrap_err();
+    let refused = state
+        .attach(&range(), "b", &wish("b", "53;80:8080"), &at(0))
+        .unwrap_err();
     assert_eq!(refused.to_string(), "port 80/tcp is published by container a");
     assert_eq!(state, before);
     state.attach(&range(), "b", &wish("b", "53/tcp"), &at(0)).unwrap();
@@ -43,14 +51,39 @@ fn exhaustion_quarantine_and_return() {
     }
     let address = state.attachments["c"].address;
     let full = state.attach(&range(), "f", &wish("f", ""), &at(0)).unwrap_err();
-    assert_eq!(full.to_string(), "no free address in 10.18.0.0/29: 5 held, 0 resting after release");
+    assert_eq!(
+        full.to_string(),
+        "no free address in 10.18.0.0/29: 5 held, 0 resting after release"
+    );
     assert!(state.detach("c", &at(1_000)) && !state.detach("c", &at(1_000)));
-    assert!(matches!(state.attach(&range(), "f", &wish("f", ""), &at(60_999)), Err(RefusedAttach::NoAddress { .. })));
+    assert!(matches!(
+        state.attach(&range(), "f", &wish("f", ""), &at(60_999)),
+        Err(RefusedAttach::NoAddress { .. })
+    ));
     let mut other = state.clone();
-    assert_eq!(other.attach(&range(), "f", &wish("f", ""), &at(61_000)).unwrap().address, address);
-    let after_reboot = Instant { boot_id: "c".into(), boot_ms: 1 };
-    assert_eq!(state.clone().attach(&range(), "f", &wish("f", ""), &after_reboot).unwrap().address, address);
-    assert_eq!(state.attach(&range(), "c", &wish("c", ""), &at(1_001)).unwrap().address, address);
+    assert_eq!(
+        other
+            .attach(&range(), "f", &wish("f", ""), &at(61_000))
+            .unwrap()
+            .address,
+        address
+    );
+    let after_reboot = Instant {
+        boot_id: "c".into(),
+        boot_ms: 1,
+    };
+    assert_eq!(
+        state
+            .clone()
+            .attach(&range(), "f", &wish("f", ""), &after_reboot)
+            .unwrap()
+            .address,
+        address
+    );
+    assert_eq!(
+        state.attach(&range(), "c", &wish("c", ""), &at(1_001)).unwrap().address,
+        address
+    );
 }
 
 #[test]
@@ -58,14 +91,32 @@ fn nonsense_is_refused() {
     let mut state = State::default();
     let long = "x".repeat(MAX_CONTAINER_LEN + 1);
     for container in ["", "a/b", "a b", "..%", long.as_str()] {
-        assert!(matches!(state.attach(&range(), container, &wish("a", ""), &at(0)), Err(RefusedAttach::Invalid(_))));
+        assert!(matches!(
+            state.attach(&range(), container, &wish("a", ""), &at(0)),
+            Err(RefusedAttach::Invalid(_))
+        ));
     }
-    let twice = Attach { ports: wish("a", "80:1;80:2").ports, ..wish("a", "") };
-    assert!(matches!(state.attach(&range(), "a", &twice, &at(0)), Err(RefusedAttach::Invalid(_))));
-    let relative = Attach { netns: "netns/a".into(), ports: vec![] };
-    assert!(matches!(state.attach(&range(), "a", &relative, &at(0)), Err(RefusedAttach::Invalid(_))));
+    let twice = Attach {
+        ports: wish("a", "80:1;80:2").ports,
+        ..wish("a", "")
+    };
+    assert!(matches!(
+        state.attach(&range(), "a", &twice, &at(0)),
+        Err(RefusedAttach::Invalid(_))
+    ));
+    let relative = Attach {
+        netns: "netns/a".into(),
+        ports: vec![],
+    };
+    assert!(matches!(
+        state.attach(&range(), "a", &relative, &at(0)),
+        Err(RefusedAttach::Invalid(_))
+    ));
     state.attach(&range(), "a", &wish("a", ""), &at(0)).unwrap();
-    assert!(matches!(state.attach(&range(), "b", &wish("a", ""), &at(0)), Err(RefusedAttach::Invalid(_))));
+    assert!(matches!(
+        state.attach(&range(), "b", &wish("a", ""), &at(0)),
+        Err(RefusedAttach::Invalid(_))
+    ));
 }
 
 #[derive(Debug, Clone)]

@@ -28,7 +28,11 @@ pub fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap_or_else(|error| {
         panic!("cannot run `{program}` ({error}): these tests need root, ip and nft; see scripts/install-deps.sh")
     });
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -59,19 +63,33 @@ impl Lab {
     pub fn new() -> Self {
         run("nft", &["--version"]);
         let prefix = format!("rblt{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut lab =
-            Self { prefix, namespaces: Vec::new(), daemon: None, folder: tempfile::tempdir().unwrap() };
+        let mut lab = Self {
+            prefix,
+            namespaces: Vec::new(),
+            daemon: None,
+            folder: tempfile::tempdir().unwrap(),
+        };
         let (node, out) = (lab.add("node"), lab.add("out"));
-        run("ip", &["link", "add", "up0", "netns", &node, "type", "veth", "peer", "name", "e0", "netns", &out]);
+        run(
+            "ip",
+            &[
+                "link", "add", "up0", "netns", &node, "type", "veth", "peer", "name", "e0", "netns", &out,
+            ],
+        );
         for (netns, link, address) in [(&node, "up0", NODE), (&out, "e0", OUTSIDE)] {
             // Otherwise the IPv6 address is tentative for a second or two, which is a change nobody made.
             let dad = format!("echo 0 > /proc/sys/net/ipv6/conf/{link}/accept_dad");
             run("nsenter", &[&format!("--net=/run/netns/{netns}"), "sh", "-c", &dad]);
-            run("ip", &["-n", netns, "addr", "add", &format!("{address}/24"), "dev", link]);
+            run(
+                "ip",
+                &["-n", netns, "addr", "add", &format!("{address}/24"), "dev", link],
+            );
             run("ip", &["-n", netns, "link", "set", link, "up"]);
             run("ip", &["-n", netns, "link", "set", "lo", "up"]);
         }
-        wait("settled addresses", || (!lab.node("ip", &["addr"]).contains("tentative")).then_some(()));
+        wait("settled addresses", || {
+            (!lab.node("ip", &["addr"]).contains("tentative")).then_some(())
+        });
         lab
     }
 
@@ -96,8 +114,14 @@ impl Lab {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name("node"))).arg(env!("CARGO_BIN_EXE_roble-net"));
-        command.arg("--state-dir").arg(self.folder.path().join("state")).arg("--socket").arg(self.socket());
+        command
+            .arg(format!("--net=/run/netns/{}", self.name("node")))
+            .arg(env!("CARGO_BIN_EXE_roble-net"));
+        command
+            .arg("--state-dir")
+            .arg(self.folder.path().join("state"))
+            .arg("--socket")
+            .arg(self.socket());
         command.args(["--reconcile-interval", "500ms"]).args(args);
         command
     }
@@ -108,10 +132,16 @@ impl Lab {
 
     /// Starts the daemon and waits until it is ready.
     pub fn start(&mut self) {
-        let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("log"))
+            .unwrap();
         let child = self.command(&[]).stdin(Stdio::null()).stderr(log).spawn().unwrap();
         self.daemon = Some(child);
-        wait("readiness", || matches!(self.request("GET", "/readyz", ""), Ok((200, _))).then_some(()));
+        wait("readiness", || {
+            matches!(self.request("GET", "/readyz", ""), Ok((200, _))).then_some(())
+        });
     }
 
     /// Process id of the daemon: `nsenter` has become it.
@@ -154,7 +184,11 @@ impl Lab {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .ok_or(io::ErrorKind::InvalidData)?;
         Ok((status, body.to_owned()))
     }
 
@@ -162,8 +196,13 @@ impl Lab {
     pub fn put(&self, container: &str, ports: &[&str]) -> (u16, serde_json::Value) {
         let netns = format!("/run/netns/{}", self.name(container));
         let body = serde_json::json!({ "netns": netns, "ports": ports }).to_string();
-        let (status, body) = self.request("PUT", &format!("/v1/attachments/{container}"), &body).unwrap();
-        (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("not JSON: {body}")))
+        let (status, body) = self
+            .request("PUT", &format!("/v1/attachments/{container}"), &body)
+            .unwrap();
+        (
+            status,
+            serde_json::from_str(&body).unwrap_or_else(|_| panic!("not JSON: {body}")),
+        )
     }
 
     /// Makes a namespace and attaches it; its address.
@@ -232,10 +271,16 @@ impl Drop for Lab {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            eprintln!("log of the daemon:\n{}", std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default());
+            eprintln!(
+                "log of the daemon:\n{}",
+                std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+            );
         }
         for netns in &self.namespaces {
-            let _ = Command::new("ip").args(["netns", "del", netns]).stderr(Stdio::null()).status();
+            let _ = Command::new("ip")
+                .args(["netns", "del", netns])
+                .stderr(Stdio::null())
+                .status();
         }
     }
 }

@@ -43,7 +43,10 @@ impl NetClient {
                 .body(Full::new(Bytes::from(body)))?;
             let response = sender.send_request(request).await?;
             let status = response.status();
-            let bytes = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+            let bytes = Limited::new(response.into_body(), MAX_ANSWER)
+                .collect()
+                .await?
+                .to_bytes();
             driver.abort();
             Ok::<_, Box<dyn Error + Send + Sync>>((status, bytes))
         };
@@ -58,9 +61,10 @@ impl NetClient {
         match serde_json::from_slice::<LocalError>(&bytes) {
             Ok(LocalError { code, message }) => Err(NetworkError::Refused { code, message }),
             // Bounds of the listener are answered without a body of ours.
-            Err(_) if status == StatusCode::PAYLOAD_TOO_LARGE => {
-                Err(NetworkError::Refused { code: "invalid".into(), message: "the request is too large".into() })
-            }
+            Err(_) if status == StatusCode::PAYLOAD_TOO_LARGE => Err(NetworkError::Refused {
+                code: "invalid".into(),
+                message: "the request is too large".into(),
+            }),
             Err(_) => Err(self.unavailable(format!("status {status}"))),
         }
     }
@@ -70,7 +74,10 @@ impl NetClient {
     }
 
     fn unavailable(&self, reason: String) -> NetworkError {
-        NetworkError::Unavailable { socket: self.socket.clone(), reason }
+        NetworkError::Unavailable {
+            socket: self.socket.clone(),
+            reason,
+        }
     }
 }
 
@@ -98,7 +105,9 @@ impl Network for NetClient {
     }
 
     async fn detach(&self, container: &str) -> Result<(), NetworkError> {
-        self.call(Method::DELETE, &attachment(container), Vec::new()).await.map(drop)
+        self.call(Method::DELETE, &attachment(container), Vec::new())
+            .await
+            .map(drop)
     }
 
     async fn list(&self) -> Result<Vec<Attached>, NetworkError> {

@@ -54,14 +54,20 @@ impl MemoryNetwork {
             tokio::time::sleep(delay).await;
         }
         match self.state().unavailable {
-            true => Err(NetworkError::Unavailable { socket: "memory".into(), reason: "told to be away".into() }),
+            true => Err(NetworkError::Unavailable {
+                socket: "memory".into(),
+                reason: "told to be away".into(),
+            }),
             false => Ok(()),
         }
     }
 }
 
 fn refused(code: &str, message: String) -> NetworkError {
-    NetworkError::Refused { code: code.into(), message }
+    NetworkError::Refused {
+        code: code.into(),
+        message,
+    }
 }
 
 impl MemoryState {
@@ -72,27 +78,43 @@ impl MemoryState {
         }
         let keys: BTreeSet<_> = wish.ports.iter().map(|port| port.host_key()).collect();
         if keys.len() != wish.ports.len() || !wish.netns.is_absolute() {
-            return Err(refused("invalid", "a port twice, or a path that is not absolute".into()));
+            return Err(refused(
+                "invalid",
+                "a port twice, or a path that is not absolute".into(),
+            ));
         }
         for other in self.attached.values().filter(|other| other.container != container) {
             if other.netns == wish.netns {
-                return Err(refused("invalid", format!("namespace belongs to container {}", other.container)));
+                return Err(refused(
+                    "invalid",
+                    format!("namespace belongs to container {}", other.container),
+                ));
             }
             if let Some(port) = other.ports.iter().find(|port| keys.contains(&port.host_key())) {
-                let message = format!("port {}/{} is published by container {}", port.host, port.protocol, other.container);
+                let message = format!(
+                    "port {}/{} is published by container {}",
+                    port.host, port.protocol, other.container
+                );
                 return Err(refused("port-taken", message));
             }
         }
         if self.missing.contains(&wish.netns) {
-            return Err(refused("netns-missing", format!("no network namespace at {}", wish.netns.display())));
+            return Err(refused(
+                "netns-missing",
+                format!("no network namespace at {}", wish.netns.display()),
+            ));
         }
         let address = match self.attached.get(container) {
             Some(attached) => attached.address,
             None => self.choose(container)?,
         };
         self.former.remove(container);
-        let attached =
-            Attached { container: container.into(), netns: wish.netns.clone(), address, ports: wish.ports.clone() };
+        let attached = Attached {
+            container: container.into(),
+            netns: wish.netns.clone(),
+            address,
+            ports: wish.ports.clone(),
+        };
         self.attached.insert(container.into(), attached.clone());
         Ok(attached)
     }
@@ -103,7 +125,9 @@ impl MemoryState {
             return Ok(*address);
         }
         let mut all = (0..self.capacity.min(250)).map(|n| IpAddr::V4(Ipv4Addr::new(10, 18, 0, n + 2)));
-        let fresh = all.clone().find(|a| !held.contains(a) && !self.former.values().any(|former| former == a));
+        let fresh = all
+            .clone()
+            .find(|a| !held.contains(a) && !self.former.values().any(|former| former == a));
         let free = fresh.or_else(|| all.find(|address| !held.contains(address)));
         free.ok_or_else(|| refused("no-address", "no free address".into()))
     }
@@ -158,7 +182,10 @@ mod tests {
     async fn away_and_full_as_told() {
         let network = MemoryNetwork::default();
         network.state().capacity = 1;
-        let wish = |netns: &str| Attach { netns: netns.into(), ports: vec![] };
+        let wish = |netns: &str| Attach {
+            netns: netns.into(),
+            ports: vec![],
+        };
         network.attach("a", &wish("/a")).await.unwrap();
         assert_eq!(network.attach("b", &wish("/b")).await.unwrap_err().code(), "no-address");
         network.state().unavailable = true;

@@ -23,7 +23,11 @@ pub async fn ensure(path: &Path) -> Result<(), NetworkError> {
         return Ok(());
     }
     let path = path.to_path_buf();
-    let failed = |source| NetworkError::Netns { attempt: "make", path: path.clone(), source };
+    let failed = |source| NetworkError::Netns {
+        attempt: "make",
+        path: path.clone(),
+        source,
+    };
     let target = path.clone();
     let make = move || {
         if let Some(folder) = target.parent() {
@@ -43,7 +47,11 @@ pub async fn ensure(path: &Path) -> Result<(), NetworkError> {
 /// # Errors
 /// [`NetworkError::Netns`].
 pub async fn ensure_gone(path: &Path) -> Result<(), NetworkError> {
-    let failed = |source| NetworkError::Netns { attempt: "remove", path: path.into(), source };
+    let failed = |source| NetworkError::Netns {
+        attempt: "remove",
+        path: path.into(),
+        source,
+    };
     let target = path.to_path_buf();
     let remove = move || {
         // Two processes that made it at once have mounted twice.
@@ -69,7 +77,11 @@ pub fn exists(path: &Path) -> bool {
 /// # Errors
 /// [`NetworkError::Netns`].
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>, NetworkError> {
-    let failed = |source| NetworkError::Netns { attempt: "list", path: folder.into(), source };
+    let failed = |source| NetworkError::Netns {
+        attempt: "list",
+        path: folder.into(),
+        source,
+    };
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,
@@ -88,7 +100,11 @@ pub async fn enter<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, NetworkError> {
-    let failed = |source| NetworkError::Netns { attempt: "work in", path: path.into(), source };
+    let failed = |source| NetworkError::Netns {
+        attempt: "work in",
+        path: path.into(),
+        source,
+    };
     let file = File::open(path).map_err(failed)?;
     let inside = move || {
         setns(file, CloneFlags::CLONE_NEWNET)?;
@@ -98,9 +114,7 @@ pub async fn enter<T: Send + 'static>(
 }
 
 /// The thread ends with the work: it is in another namespace then, and must not be used for anything else.
-async fn on_own_thread<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("roble-netns".into()).spawn(move || {
         let _ = sender.send(work());
