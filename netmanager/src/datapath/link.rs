@@ -6,12 +6,16 @@ use super::netns::{Connection, Netns};
 use super::{DatapathError, Endpoint, NODE_MAC, sysctl};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+/// How long a new link may take to carry packets; usually 1 ms, up to a second when many links change.
+const OPERATIONAL_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Name of the interface inside a container.
 pub const CONTAINER_INTERFACE: &str = "eth0";
@@ -29,25 +33,30 @@ pub struct Link {
     pub mac: Vec<u8>,
     /// Administratively up.
     pub up: bool,
+    /// Carries packets; comes a moment after both ends are up.
+    pub operational: bool,
 }
 
 impl Link {
     fn read(message: &LinkMessage) -> Self {
-        let (mut name, mut peer, mut mac) = (String::new(), None, Vec::new());
+        let (mut name, mut peer, mut mac, mut operational) = (String::new(), None, Vec::new(), false);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name.clone_from(text),
                 LinkAttribute::Link(index) => peer = Some(*index),
                 LinkAttribute::Address(bytes) => mac.clone_from(bytes),
+                LinkAttribute::OperState(state) => operational = *state == State::Up,
                 _ => {}
             }
         }
+        let up = message.header.flags.contains(LinkFlags::Up);
         Self {
             name,
             index: message.header.index,
             peer,
             mac,
-            up: message.header.flags.contains(LinkFlags::Up),
+            up,
+            operational,
         }
     }
 }
@@ -145,7 +154,24 @@ pub async fn ensure(
     configure_container(&inside, container, endpoint, gateway).await?;
     ensure_route(node, host, Some(endpoint.address), None).await?;
     ensure_neighbour(node, host, endpoint.address, &endpoint.mac()).await?;
+    wait_operational(node, name).await?;
+    wait_operational(&inside.handle, CONTAINER_INTERFACE).await?;
     Ok(host)
+}
+
+/// The kernel opens a link for packets in a work queue of its own, after the request to set it up was answered; whoever is
+/// told that a container is attached may send at once, and a first packet that is lost costs TCP a second.
+async fn wait_operational(handle: &Handle, name: &str) -> Result<(), DatapathError> {
+    let deadline = Instant::now() + OPERATIONAL_DEADLINE;
+    while !find(handle, name).await?.is_some_and(|link| link.operational) {
+        if Instant::now() > deadline {
+            return Err(failed(format!("wait for link {name} to carry packets"))(
+                Error::RequestFailed,
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
 }
 
 async fn create(node: &Handle, netns: &Netns, endpoint: &Endpoint) -> Result<(), DatapathError> {

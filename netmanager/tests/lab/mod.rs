@@ -90,6 +90,10 @@ impl Lab {
         wait("settled addresses", || {
             (!lab.node("ip", &["addr"]).contains("tentative")).then_some(())
         });
+        for (netns, link) in [(&node, "up0"), (&out, "e0")] {
+            let is_up = || run("ip", &["-n", netns, "link", "show", link]).contains("state UP");
+            wait("the link to carry packets", || is_up().then_some(()));
+        }
         lab
     }
 
