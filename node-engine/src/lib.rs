@@ -1,3 +1,4 @@
 //! The node engine: runtimes, resources, reports. See docs/ARCHITECTURE.md.
 
+pub mod network;
 pub mod tier;
