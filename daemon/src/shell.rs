@@ -9,7 +9,7 @@ use roble_core::ids::OrganizationId;
 use roble_core::tier::{Output, Record, Tier, Write};
 use roble_core::time::{Boottime, Now, Timestamp};
 use roble_store::{
-    Envelope, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Prefix, Scope, Store, StoreError, Transaction,
+    Envelope, Key, KeyError, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Prefix, Scope, Store, StoreError, Transaction,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
