@@ -1,6 +1,6 @@
 //! The seam where instances really run: [`Runtime`], its orders, reports and errors.
 //!
-//! Two implementations: `containerd::ContainerdRuntime` and [`memory::MemoryRuntime`]; one contract suite
+//! Two implementations: [`containerd::ContainerdRuntime`] and [`memory::MemoryRuntime`]; one contract suite
 //! (`suite.rs`) runs on both.
 //!
 //! Promises of every implementation:
@@ -9,11 +9,13 @@
 //! - a call may be dropped at any point; calling it again finishes what the dropped one began;
 //! - calls for one instance exclude each other; calls for different instances do not wait for each other.
 
+pub mod containerd;
 mod error;
 mod keyed;
 mod log;
 pub mod memory;
 pub mod reference;
+pub mod registry;
 #[cfg(any(test, feature = "testkit"))]
 pub mod suite;
 
