@@ -283,7 +283,7 @@ async fn logs_are_bounded_and_stay_after_the_end() {
     let mut config = containerd.config();
     config.log_bytes = 64 << 10;
     let runtime = ContainerdRuntime::new(config.clone()).expect("runtime");
-    let text = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; trap 'echo last >&2; exit 0' TERM; sleep 1000 & wait";
+    let text = "trap 'echo last >&2; exit 0' TERM; i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; sleep 1000 & wait";
     let order = suite::order(&runtime, script(text)).await;
     runtime.ensure_running(&order).await.expect("run");
     let folder = folder::Folder::new(&config.state_dir, order.instance);
@@ -306,11 +306,11 @@ async fn logs_are_bounded_and_stay_after_the_end() {
     };
     kill(Pid::from_raw(i32::try_from(pid).expect("pid")), Signal::SIGTERM).expect("kill");
     wait_exited(&runtime, instance).await;
-    assert_eq!(
-        suite::read_log(&runtime, instance, Some(1)).await,
-        "last\n",
-        "readable after the end"
-    );
+    // The shim tells the end before it has written the last bytes.
+    wait_for("the last line after the end", || async move {
+        (suite::read_log(shared, instance, Some(1)).await == "last\n").then_some(())
+    })
+    .await;
     runtime.ensure_gone(instance, Duration::ZERO).await.expect("gone");
 }
 
