@@ -9,6 +9,7 @@
 //! | [`pki`] | authorities, keys, certificates, and the identity that a certificate proves |
 //! | [`tls`] | TLS 1.3 for both sides: swappable certificates, revocation that closes live connections |
 //! | [`serve`] | the one accept loop: bounded, and indifferent to peers that stall |
+//! | [`join`] | how a machine gets its identity from the tier above, and keeps it |
 //! | [`health`], [`metrics`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`shell`] | the loop around a tier: events in, writes to disk, then acts |
 //! | [`logs`], [`shutdown`], [`notify`], [`mod@runtime`] | start-up and end of a process |
@@ -23,6 +24,7 @@ pub mod clock;
 pub mod config;
 pub mod files;
 pub mod health;
+pub mod join;
 pub mod logs;
 pub mod metrics;
 pub mod notify;

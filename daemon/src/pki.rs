@@ -23,7 +23,7 @@ pub use authority::{Authority, ExtraName, Issued, Lifetimes};
 pub use credential::Credential;
 pub use identity::{Identity, Peer, check_id};
 pub use key::{PrivateKey, VerifiedRequest};
-pub use pem::{certificates_from_pem, certificates_to_pem};
+pub use pem::{certificate_request_from_pem, certificate_request_to_pem, certificates_from_pem, certificates_to_pem};
 
 use std::fmt;
 use std::str::FromStr;

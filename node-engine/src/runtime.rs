@@ -54,7 +54,8 @@ pub trait Runtime: Send + Sync {
     /// So the caller that must not restart an ended instance looks at [`Runtime::list`] first.
     ///
     /// # Errors
-    /// [`RuntimeError::Outdated`] if a higher version is there; on any other error no process of the order runs.
+    /// [`RuntimeError::Outdated`] if a higher version is there. After [`RuntimeError::Unavailable`] nothing is known, after
+    /// any other error no process of the order runs.
     async fn ensure_running(&self, order: &RunOrder) -> Result<Started, RuntimeError>;
 
     /// Polite signal, `grace`, kill; then removes process, container, file system, files and log of the instance.

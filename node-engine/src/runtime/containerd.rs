@@ -14,6 +14,7 @@ mod container;
 mod folder;
 mod image;
 mod labels;
+mod lease;
 mod logs;
 mod pull;
 mod spec;

@@ -21,6 +21,9 @@ pub const NAMESPACE: &str = "roble-test";
 /// The image that a fixture has imported, as a user writes it.
 pub const IMAGE: &str = "roble-suite";
 
+/// The same image under the name of a registry that does not answer, so that nothing is asked of the outside.
+pub const LOCAL_IMAGE: &str = "127.0.0.1:1/roble-suite";
+
 const PROGRAMS: &[&str] = &[
     "sh", "sleep", "echo", "cat", "id", "env", "pwd", "head", "dd", "tail", "ls", "hostname", "wc",
 ];
@@ -68,6 +71,8 @@ address = "{root}/t.sock"
         fixture.start_daemon();
         let image = fixture.make_image(IMAGE, super::super::reference::machine_architecture());
         fixture.import(&image);
+        let full = format!("docker.io/library/{IMAGE}:latest");
+        fixture.ctr(&["images", "tag", &full, &format!("{LOCAL_IMAGE}:latest")]);
         fixture
     }
 
@@ -152,6 +157,8 @@ address = "{root}/t.sock"
         for folder in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
             std::fs::create_dir_all(root.join(folder)).expect("folder of the image");
         }
+        let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        std::fs::set_permissions(root.join("tmp"), everyone).expect("mode of /tmp");
         let busybox = ["/bin/busybox", "/usr/bin/busybox"]
             .into_iter()
             .find(|path| Path::new(path).exists());
@@ -223,11 +230,26 @@ impl Drop for Containerd {
         for mount in mounts_below(self.folder.path()).into_iter().rev() {
             let _ = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH);
         }
-        let parent = self.cgroup_parent.trim_start_matches('/');
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(hierarchy.path().join(parent));
+        let parent = self.cgroup_parent.trim_start_matches('/').to_owned();
+        // A group can be removed once the killed processes are gone.
+        let start = Instant::now();
+        while !remove_groups(&parent) && start.elapsed() < DEADLINE {
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
+}
+
+/// Removes a group and its children in every hierarchy; whether none is left.
+fn remove_groups(parent: &str) -> bool {
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let groups: Vec<_> = hierarchies.map(|hierarchy| hierarchy.path().join(parent)).collect();
+    for group in groups.iter().chain([&Path::new("/sys/fs/cgroup").join(parent)]) {
+        for child in std::fs::read_dir(group).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(child.path());
+        }
+        let _ = std::fs::remove_dir(group);
+    }
+    groups.iter().all(|group| !group.exists())
 }
 
 /// Mount points below a folder, in the order they were mounted.
@@ -309,6 +331,42 @@ impl Registry {
         ]);
         command.arg(format!("docker-archive:{}", archive.display()));
         run(command.arg(format!("docker://{}/{name}", self.host)));
+    }
+
+    /// Makes the tags of `entries` (architecture, tag) an index named `tag`; returns its digest.
+    pub async fn push_index(&self, repository: &str, entries: &[(&str, &str)], tag: &str) -> String {
+        let client = reqwest::Client::new();
+        let url = |tag: &str| format!("http://{}/v2/{repository}/manifests/{tag}", self.host);
+        let mut manifests = Vec::new();
+        for (architecture, tag) in entries {
+            let request = client.get(url(tag)).basic_auth(Self::USER, Some(Self::PASSWORD));
+            let types =
+                "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+            let answer = request.header("accept", types).send().await.expect("registry answers");
+            let media_type = answer.headers()["content-type"].to_str().expect("text").to_owned();
+            let body = answer.bytes().await.expect("manifest");
+            manifests.push(json!({
+                "mediaType": media_type, "size": body.len(),
+                "digest": format!("sha256:{}", hex::encode(Sha256::digest(&body))),
+                "platform": {"os": "linux", "architecture": architecture},
+            }));
+        }
+        let media_type = "application/vnd.docker.distribution.manifest.list.v2+json";
+        let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}).to_string();
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&index)));
+        let request = client.put(url(tag)).basic_auth(Self::USER, Some(Self::PASSWORD));
+        let answer = request
+            .header("content-type", media_type)
+            .body(index)
+            .send()
+            .await
+            .expect("registry answers");
+        assert!(
+            answer.status().is_success(),
+            "{}",
+            answer.text().await.unwrap_or_default()
+        );
+        digest
     }
 
     /// A credentials file with this password.

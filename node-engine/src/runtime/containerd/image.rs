@@ -1,14 +1,14 @@
 //! Images in containerd: find, choose the platform, verify, unpack.
 
 use super::client::{Client, describe, fresh, optional, unavailable};
+use super::lease::Lease;
 use crate::runtime::reference::{ImageReference, machine_architecture};
-use crate::runtime::{ImageInfo, RuntimeError, wall_now};
+use crate::runtime::{ImageInfo, RuntimeError};
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, CreateRequest, DeleteRequest, GetImageRequest, Info, ListImagesRequest, ReadContentRequest,
-    UpdateRequest,
+    ApplyRequest, GetImageRequest, Info, ListImagesRequest, ReadContentRequest, UpdateRequest,
 };
 use containerd_client::types::Descriptor;
 use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest};
@@ -18,9 +18,6 @@ use std::collections::HashMap;
 
 /// Largest manifest, index or configuration that is read.
 pub(super) const MAX_DOCUMENT_BYTES: i64 = 4 << 20;
-
-/// How long a lease outlives a process that died while it held it, seconds.
-const LEASE_SECONDS: u64 = 3_600;
 
 /// A manifest with its configuration, both read and parsed.
 #[derive(Debug)]
@@ -212,14 +209,26 @@ pub(super) async fn unpack(client: &Client, snapshotter: &str, image: &Image) ->
     if has_snapshot(client, snapshotter, &top).await? {
         return Ok(());
     }
-    let lease = lease(client, &format!("unpack-{top}")).await?;
+    let lease = Lease::begin(client, &format!("unpack-{top}")).await?;
+    let done = unpack_layers(client, snapshotter, image, lease.id(), &chain).await;
+    lease.settle(client, done).await
+}
+
+async fn unpack_layers(
+    client: &Client,
+    snapshotter: &str,
+    image: &Image,
+    lease: &str,
+    chain: &[String],
+) -> Result<(), RuntimeError> {
+    let top = chain.last().cloned().unwrap_or_default();
     let mut parent = String::new();
     for ((layer, diff_id), name) in image
         .manifest
         .layers()
         .iter()
         .zip(image.config.rootfs().diff_ids())
-        .zip(&chain)
+        .zip(chain)
     {
         if !has_snapshot(client, snapshotter, name).await? {
             let descriptor = Descriptor {
@@ -234,7 +243,7 @@ pub(super) async fn unpack(client: &Client, snapshotter: &str, image: &Image) ->
                 name,
                 parent: &parent,
             };
-            unpack_layer(client, snapshotter, &image.reference, &lease, &target).await?;
+            unpack_layer(client, snapshotter, &image.reference, lease, &target).await?;
         }
         parent.clone_from(name);
     }
@@ -246,7 +255,6 @@ pub(super) async fn unpack(client: &Client, snapshotter: &str, image: &Image) ->
         HashMap::from([(label, top)]),
     )
     .await?;
-    end_lease(client, &lease).await;
     Ok(())
 }
 
@@ -362,37 +370,6 @@ pub(super) async fn set_labels(
         .await
         .map_err(unavailable)?;
     Ok(())
-}
-
-/// A lease for the work named `purpose`. A crashed process may have left one of the same name: it is replaced.
-pub(super) async fn lease(client: &Client, purpose: &str) -> Result<String, RuntimeError> {
-    let id = format!("roble-{}", hex::encode(&Sha256::digest(purpose.as_bytes())[..12]));
-    let expire = roble_core::time::Timestamp::from_millis(wall_now().as_millis() + LEASE_SECONDS * 1_000);
-    let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire.to_string())]);
-    let request = CreateRequest { id: id.clone(), labels };
-    if fresh(client.leases().create(client.request(request.clone())).await)
-        .map_err(unavailable)?
-        .is_none()
-    {
-        let old = DeleteRequest {
-            id: id.clone(),
-            sync: false,
-        };
-        optional(client.leases().delete(client.request(old)).await).map_err(unavailable)?;
-        fresh(client.leases().create(client.request(request)).await).map_err(unavailable)?;
-    }
-    Ok(id)
-}
-
-/// Ends a lease. If that fails it ends by itself after [`LEASE_SECONDS`].
-pub(super) async fn end_lease(client: &Client, id: &str) {
-    let request = DeleteRequest {
-        id: id.to_owned(),
-        sync: false,
-    };
-    if let Err(status) = optional(client.leases().delete(client.request(request)).await) {
-        tracing::debug!(lease = id, error = describe(&status), "lease left to expire");
-    }
 }
 
 /// Names of the snapshots of a stack of layers (OCI image specification, "ChainID").

@@ -17,6 +17,9 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// Looks without new bytes before the container is asked whether it still runs.
 const LOOKS_BEFORE_ASKING: u32 = 3;
 
+/// Looks after the end: the shim tells the end before it has written the last bytes.
+const LOOKS_AFTER_END: u32 = 3;
+
 impl Shared {
     /// Bounds the log of an instance.
     pub(super) async fn rotate_log(self: &Arc<Self>, instance: InstanceId) {
@@ -98,7 +101,8 @@ async fn next_chunk(
     follow: bool,
 ) -> Result<Option<(Bytes, Reader)>, RuntimeError> {
     let mut looks = 0;
-    let mut last = !follow;
+    // How many more looks there are; none: as many as it takes.
+    let mut left = (!follow).then_some(0);
     loop {
         let (chunk, back) = shared
             .reading(instance, move |rotations| {
@@ -110,15 +114,15 @@ async fn next_chunk(
         if !chunk.is_empty() {
             return Ok(Some((chunk.into(), reader)));
         }
-        if last {
-            return Ok(None);
-        }
-        looks += 1;
-        if looks % LOOKS_BEFORE_ASKING == 0 && !shared.may_write(instance).await {
-            // What was written between the last look and the end is still to be read.
-            last = true;
-            continue;
-        }
+        left = match left {
+            Some(0) => return Ok(None),
+            Some(left) => Some(left - 1),
+            None => {
+                looks += 1;
+                let asks = looks % LOOKS_BEFORE_ASKING == 0;
+                (asks && !shared.may_write(instance).await).then_some(LOOKS_AFTER_END)
+            }
+        };
         tokio::time::sleep(FOLLOW_INTERVAL).await;
     }
 }

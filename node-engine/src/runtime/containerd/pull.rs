@@ -6,6 +6,7 @@
 
 use super::client::{Client, describe, fresh, is_unavailable, unavailable};
 use super::image::{self, MAX_DOCUMENT_BYTES, bad, choose_platform, is_index};
+use super::lease::Lease;
 use crate::runtime::RuntimeError;
 use crate::runtime::reference::ImageReference;
 use crate::runtime::registry::{RegistryConfig, RegistryImage};
@@ -35,14 +36,26 @@ pub(super) async fn pull(
     let source = RegistryImage::open(config, reference).await?;
     let (target_bytes, target) = source.manifest(pin).await?;
     check_size(&name, &target_bytes)?;
-    let media_type = media_type(&target_bytes);
-    let lease = image::lease(client, &format!("pull-{name}-{target}")).await?;
+    let lease = Lease::begin(client, &format!("pull-{name}-{target}")).await?;
     let writer = Writer {
         client,
-        lease: &lease,
+        lease: lease.id(),
         name: &name,
     };
+    let pulled = pull_target(&writer, &source, reference, pin, (target_bytes, target)).await;
+    lease.settle(client, pulled).await
+}
 
+/// Pulls what the manifest or index `target` (bytes and digest) refers to, then names it.
+async fn pull_target(
+    writer: &Writer<'_>,
+    source: &RegistryImage,
+    reference: &ImageReference,
+    pin: Option<&str>,
+    (target_bytes, target): (Bytes, String),
+) -> Result<image::Image, RuntimeError> {
+    let (client, name) = (writer.client, writer.name.to_owned());
+    let media_type = media_type(&target_bytes);
     let (manifest_bytes, manifest_digest) = if is_index(&media_type) {
         let digest = choose_platform(&name, &target_bytes)?;
         let (bytes, found) = source.manifest(Some(&digest)).await?;
@@ -61,7 +74,7 @@ pub(super) async fn pull(
     for (at, piece) in std::iter::once(manifest.config()).chain(manifest.layers()).enumerate() {
         let size = i64::try_from(piece.size()).unwrap_or(i64::MAX);
         let digest = piece.digest().to_string();
-        writer.copy(&source, piece.media_type().as_ref(), &digest, size).await?;
+        writer.copy(source, piece.media_type().as_ref(), &digest, size).await?;
         references.insert(format!("containerd.io/gc.ref.content.{at}"), digest);
         if at == 0 {
             writer.document(&manifest_digest, &manifest_bytes).await?;
@@ -95,7 +108,6 @@ pub(super) async fn pull(
     };
     record_image(client, &record, descriptor).await?;
     let loaded = image::load(client, &name, &manifest_digest).await?;
-    image::end_lease(client, &lease).await;
     loaded.ok_or_else(|| bad(&name, "it vanished while it was pulled".to_owned()))
 }
 

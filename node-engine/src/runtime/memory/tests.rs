@@ -20,6 +20,7 @@ impl Fixture for Memory {
             },
             Behaviour::IgnoresStop => ImageScript {
                 ignores_stop: true,
+                output: b"ready\n".to_vec(),
                 ..ImageScript::default()
             },
             Behaviour::Prints => ImageScript {

@@ -1,0 +1,170 @@
+//! How a machine gets its identity from the tier above, and keeps it: the same for a cluster at the root and a node at a
+//! cluster. The key never leaves the machine; the pin in the token is checked before the token is shown.
+
+use crate::pki::{PkiError, PrivateKey, certificate_request_to_pem};
+use crate::tls::{DialError, Dialer};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use rand::RngCore;
+use roble_core::backoff::Backoff;
+use roble_core::registry::{JoinToken, MemberState};
+use roble_proto::rest::{ErrorBody, JoinGrant, JoinRequest, RenewRequest};
+use std::time::Duration;
+
+/// Largest answer that is read, bytes.
+const ANSWER_BYTES: usize = 256 * 1024;
+/// Time for one try.
+const TRY: Duration = Duration::from_secs(15);
+/// Waits between tries while a person has not approved, or the other side does not answer.
+const WAIT: Backoff = Backoff { base_ms: 1_000, cap_ms: 15_000 };
+
+/// Why an identity could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// No connection, or the other side is not the one that the token names.
+    #[error("connect to {address}")]
+    Dial {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: DialError,
+    },
+    /// The connection broke or the answer was not understood.
+    #[error("talk to {address}: {detail}")]
+    Talk {
+        /// With whom.
+        address: String,
+        /// What happened.
+        detail: String,
+    },
+    /// The other side said no.
+    #[error("refused by {address}: {} ({})", body.message, body.code)]
+    Refused {
+        /// Who.
+        address: String,
+        /// HTTP status.
+        status: u16,
+        /// Why.
+        body: ErrorBody,
+    },
+    /// The own key cannot be used.
+    #[error("make a certificate request")]
+    Key(#[from] PkiError),
+}
+
+impl JoinError {
+    /// Whether another try may help: nobody answered, or the other side was not itself.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Dial { source, .. } => !matches!(source, DialError::Handshake { .. }),
+            Self::Talk { .. } => true,
+            Self::Refused { status, .. } => *status >= 500 || *status == 429,
+            Self::Key(_) => false,
+        }
+    }
+}
+
+/// Sends JSON and reads JSON, over a connection of its own.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn post<B: serde::Serialize, A: serde::de::DeserializeOwned>(
+    dialer: &Dialer,
+    address: &str,
+    path: &str,
+    body: &B,
+) -> Result<A, JoinError> {
+    let talk = |detail: String| JoinError::Talk { address: address.to_owned(), detail };
+    let exchange = async {
+        let stream = dialer
+            .connect(address)
+            .await
+            .map_err(|source| JoinError::Dial { address: address.to_owned(), source })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| talk(error.to_string()))?;
+        let connection = tokio::spawn(connection);
+        let body = serde_json::to_vec(body).map_err(|error| talk(error.to_string()))?;
+        let request = http::Request::post(path)
+            .header(http::header::HOST, dialer.tls().server().dns_name())
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| talk(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(|error| talk(error.to_string()))?;
+        let status = response.status().as_u16();
+        let answer = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+        let answer = answer.map_err(|error| talk(error.to_string()))?.to_bytes();
+        connection.abort();
+        if status != 200 {
+            let body = serde_json::from_slice(&answer).unwrap_or_else(|_| ErrorBody {
+                code: "unknown".to_owned(),
+                message: format!("HTTP status {status}"),
+                mistakes: Vec::new(),
+            });
+            return Err(JoinError::Refused { address: address.to_owned(), status, body });
+        }
+        serde_json::from_slice(&answer).map_err(|error| talk(error.to_string()))
+    };
+    tokio::time::timeout(TRY, exchange).await.unwrap_or_else(|_| Err(talk("no answer in time".to_owned())))
+}
+
+/// Joins with a token, and waits until a person has approved if that is needed. `dialer` must be pinned to the token's
+/// authority and the name of the side that is joined.
+///
+/// # Errors
+/// [`JoinError`] once another try cannot help.
+pub async fn join(
+    dialer: &Dialer,
+    address: &str,
+    token: &JoinToken,
+    name: &str,
+    key: &PrivateKey,
+    rng: &mut (dyn RngCore + Send),
+) -> Result<JoinGrant, JoinError> {
+    let request = JoinRequest {
+        token: token.id,
+        secret: token.secret.clone(),
+        name: name.to_owned(),
+        csr: certificate_request_to_pem(&key.request()?),
+    };
+    let mut tries = 0;
+    loop {
+        match post::<_, JoinGrant>(dialer, address, "/v1/join", &request).await {
+            Ok(grant) if grant.state == MemberState::Active => return Ok(grant),
+            Ok(_) => {
+                let command = format!("roble approve {} {name}", token.kind);
+                tracing::info!(name, command, "joined; waiting for a person to approve");
+            }
+            Err(error) if error.is_retryable() => {
+                let error = error_chain(&error);
+                tracing::warn!(address, error, "cannot join yet; trying again");
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(Duration::from_millis(WAIT.delay_ms(tries, rng))).await;
+        tries = tries.saturating_add(1);
+    }
+}
+
+/// Asks for a new certificate for the same key. `dialer` must show the present one.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn renew(dialer: &Dialer, address: &str, key: &PrivateKey) -> Result<JoinGrant, JoinError> {
+    let request = RenewRequest { csr: certificate_request_to_pem(&key.request()?) };
+    post(dialer, address, "/v1/renew", &request).await
+}
+
+/// An error and its causes on one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
