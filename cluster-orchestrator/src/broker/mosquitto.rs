@@ -194,6 +194,11 @@ impl MosquittoBroker {
         tasks.spawn(link.run());
         Ok(Self { shared, client, events: tokio::sync::Mutex::new(events), _tasks: tasks })
     }
+
+    /// Process id of the child, if it runs.
+    pub fn child(&self) -> Option<u32> {
+        self.shared.state().child.and_then(|pid| pid.as_raw().try_into().ok())
+    }
 }
 
 #[async_trait]
