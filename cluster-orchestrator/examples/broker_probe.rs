@@ -108,8 +108,7 @@ async fn measure(kind: &str, count: usize, folder: &Path) -> anyhow::Result<()> 
     let mut mosquitto = None;
     let (port, pid) = if kind == "embedded" {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut started =
-            command.arg("serve").arg(folder).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut started = command.arg("serve").arg(folder).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         std::io::BufReader::new(started.stdout.take().context("stdout")?).read_line(&mut line)?;
         let pid = started.id();
@@ -206,11 +205,8 @@ fn cluster(authority: &Authority, clock: &VerifierClock) -> anyhow::Result<Crede
 }
 
 fn client(authority: &Authority, credential: &Credential, clock: &Arc<VerifierClock>) -> anyhow::Result<ClientTls> {
-    let builder = ClientTls::trusting(
-        Identity::cluster(&CLUSTER.to_string())?,
-        &[authority.root().clone()],
-        clock.clone(),
-    );
+    let builder =
+        ClientTls::trusting(Identity::cluster(&CLUSTER.to_string())?, &[authority.root().clone()], clock.clone());
     Ok(builder.credential(credential).protocol(Protocol::Raw).build()?)
 }
 

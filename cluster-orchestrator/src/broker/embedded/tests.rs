@@ -8,8 +8,8 @@ mod tls;
 use bytes::{Bytes, BytesMut};
 use roble_proto::topics::{Direction, Topic, client_id};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, Publish, Subscribe, SubscribeReasonCode};
 use rumqttc::mqttbytes::v4::{Connect, PubAck};
+use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, Publish, Subscribe, SubscribeReasonCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::suite::{event, node, within};

@@ -32,7 +32,8 @@ pub(super) fn parse(line: &str) -> Line<'_> {
     };
     if what.starts_with("already connected") {
         Line::Replaced { client }
-    } else if ["disconnected", "closed its connection", "has exceeded timeout"].iter().any(|end| what.starts_with(end)) {
+    } else if ["disconnected", "closed its connection", "has exceeded timeout"].iter().any(|end| what.starts_with(end))
+    {
         Line::Disconnected { client }
     } else {
         Line::Other

@@ -23,7 +23,11 @@ struct Embedded {
 
 impl Embedded {
     async fn start() -> Self {
-        let (tree, broker, stop) = (Tree::new(), EmbeddedBroker::new(Limits::default()), CancellationToken::new());
+        Self::with(Tree::new()).await
+    }
+
+    async fn with(tree: Tree) -> Self {
+        let (broker, stop) = (EmbeddedBroker::new(Limits::default()), CancellationToken::new());
         let socket = serve::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (port, tls) = (socket.local_addr().unwrap().port(), tree.server());
         let limits = serve::Limits { handshake_timeout: Duration::from_secs(2), ..serve::Limits::default() };
@@ -155,4 +159,12 @@ async fn reconnecting_on_request() {
     transport.reconnect();
     down(transport.as_ref()).await;
     up(transport.as_ref()).await;
+}
+
+/// A site of machines without a clock, cold-booted with the uplink cut: the wall clock says 1970 on both sides.
+#[tokio::test]
+async fn nodes_connect_although_nobody_knows_the_time() {
+    let clock = Arc::new(roble_daemon::clock::ManualClock::new(0));
+    let harness = Embedded::with(Tree::with_clock(clock)).await;
+    up(harness.transport(node(1), Branch::Engine).as_ref()).await;
 }
