@@ -60,11 +60,7 @@ impl FromStr for RawId {
         let error = || ParseIdError {
             text: text.chars().take(64).collect(),
         };
-        if text.len() != 24
-            || !text
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        {
+        if text.len() != 24 || !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(error());
         }
         let mut bytes = [0_u8; 12];
@@ -220,12 +216,6 @@ mod tests {
         }
         assert!("0123456789abcdef01234567.-1".parse::<InstanceId>().is_err());
         assert!("0123456789abcdef01234567.+1".parse::<InstanceId>().is_err());
-        assert_eq!(
-            "0123456789abcdef01234567.3"
-                .parse::<InstanceId>()
-                .unwrap()
-                .number,
-            3
-        );
+        assert_eq!("0123456789abcdef01234567.3".parse::<InstanceId>().unwrap().number, 3);
     }
 }

@@ -9,8 +9,10 @@
 //! - [`descriptor`]: users' descriptors (SLA v2.0 and native) to specs, with all mistakes at once
 //! - [`lifecycle`]: the one table of instance states
 //! - [`placement`]: filter, score, pick; [`liveness`]: heartbeats, loss, the brake; [`backoff`]
+//! - [`registry`]: who may join a tier, by which token, and who was put out
 //! - [`orchestrator`]: desired and observed state of a tier that places on children (root and cluster)
 //! - [`rollout`]: which instances a service should have, and which may change now
+//! - [`tier`]: what every tier is to the shell around it: events in, writes and acts out
 //! - [`engine`]: desired and observed state of a tier that runs instances itself (node engine)
 //!
 //! Invariants: ids are 24 lowercase hex digits; quantities carry their unit in the name; planning twice changes nothing.
@@ -25,9 +27,11 @@ pub mod liveness;
 pub mod orchestrator;
 pub mod placement;
 pub mod ports;
+pub mod registry;
 pub mod resources;
 pub mod rollout;
 pub mod spec;
 pub mod status;
+pub mod tier;
 pub mod time;
 pub mod version;

@@ -1,1 +1,465 @@
-//! See docs/ARCHITECTURE.md.
+//! Desired and observed state of a tier that places instances on children: the root (on clusters) and a cluster (on
+//! nodes) are this same machine.
+//!
+//! It holds the wishes given by the tier above, what is known of the children, and one placement per instance. Facts
+//! come in by `set_wish`, `hear_*`, `tick`; [`Orchestrator::reconcile`] then plans and applies until nothing is left to
+//! do, and [`Orchestrator::take_effects`] hands out what changed, to be written and sent by the tier around it.
+//!
+//! Invariants:
+//! - an instance has at most one placement; the child that had it before is in `leaving` until it has confirmed;
+//! - what is placed or leaving is reserved; the sum of reservations on a node never exceeds its allocatable;
+//! - the own epoch of an instance rises with each placement and is in the record that is stored before the order is sent;
+//! - a status counts only if it answers exactly the version that was ordered last.
+
+mod plan;
+mod view;
+
+pub use plan::Step;
+
+use crate::ids::{ChildId, InstanceId};
+use crate::lifecycle;
+use crate::liveness::{self, Clocks, Standing};
+use crate::placement::{Explanation, Level, Profile};
+use crate::ports::Protocol;
+use crate::resources::Resources;
+use crate::spec::{Assignment, WhenCutOff};
+use crate::status::{InstanceStatus, Phase, Reason};
+use crate::time::{Boottime, Now};
+use crate::version::Version;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long a child's own refusal of an order keeps it from being asked again, milliseconds.
+const REFUSAL_MS: u64 = 30_000;
+
+/// What an instance holds on a child.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Where.
+    pub child: ChildId,
+    /// This tier's count of placements of the instance, from 1.
+    pub epoch: u64,
+    /// Reserved there for it.
+    pub reserved: Resources,
+    /// Node ports reserved there for it.
+    pub ports: Vec<(Protocol, u16)>,
+    /// The generation whose constraints and size were checked against the child.
+    pub checked: crate::version::Generation,
+    /// An at-most-one instance must not run elsewhere before this copy has surely stopped.
+    pub fenced: bool,
+}
+
+/// What is stored of an instance, beside the wish itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementRecord {
+    /// Highest epoch ever used.
+    pub epoch: u64,
+    /// Where it is.
+    pub placement: Option<Placement>,
+    /// Where it was and has not been confirmed gone.
+    pub leaving: Vec<Placement>,
+    /// Why it is where it is.
+    #[serde(default)]
+    pub explanation: Option<Explanation>,
+}
+
+/// One instance as this tier knows it.
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    /// From above; `None` once it is to be gone. Stored by the tier around.
+    wish: Option<Assignment>,
+    /// Stored.
+    record: PlacementRecord,
+    /// The last report that counted; lost on restart, sent again by the child.
+    status: Option<InstanceStatus>,
+    /// Children that refused this generation, and when that is forgotten. Lost on restart.
+    refused: BTreeMap<ChildId, (Reason, Boottime)>,
+    /// Why it is nowhere; derived.
+    pending: Option<Explanation>,
+}
+
+/// One child as this tier knows it.
+#[derive(Debug, Clone, Default)]
+struct Child {
+    /// What it said of itself last; stored by the tier around.
+    profile: Profile,
+    /// Last sign of life; lost on restart.
+    last_beat: Option<Boottime>,
+    /// Derived from `last_beat` at each tick.
+    standing: Option<Standing>,
+    /// A person said: nothing new.
+    cordoned: bool,
+    /// Instances it has reported and not withdrawn; lost on restart.
+    held: BTreeSet<InstanceId>,
+}
+
+/// Something that the tier around must write, send or show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// The stored record of this instance changed: write [`Orchestrator::record`].
+    Record(InstanceId),
+    /// The instance is gone for good: delete its record.
+    Forget(InstanceId),
+    /// What this child should run changed for this instance: send [`Orchestrator::order`] for it (or its absence).
+    Order(ChildId, InstanceId),
+    /// What is known of the instance changed: report [`Orchestrator::view`] upwards.
+    Status(InstanceId),
+    /// What may be given away changed: report [`Orchestrator::offers`] upwards.
+    Capacity,
+    /// A child's standing changed.
+    Child(ChildId, Standing),
+    /// The brake took hold (`true`) or let go.
+    Brake(bool),
+}
+
+/// The machine. See the module's text.
+#[derive(Debug, Clone)]
+pub struct Orchestrator {
+    level: Level,
+    clocks: Clocks,
+    started: Boottime,
+    entries: BTreeMap<InstanceId, Entry>,
+    children: BTreeMap<ChildId, Child>,
+    /// Instances by the child that holds or held them: derived.
+    on_child: BTreeMap<ChildId, BTreeSet<InstanceId>>,
+    /// Instances to plan for at the next reconcile.
+    attention: BTreeSet<InstanceId>,
+    /// Instances without a place, looked at again when something frees up.
+    waiting: BTreeSet<InstanceId>,
+    brake: bool,
+    effects: Vec<Effect>,
+}
+
+impl Orchestrator {
+    /// An empty machine that starts listening at `started`.
+    pub fn new(level: Level, clocks: Clocks, started: Boottime) -> Self {
+        Self {
+            level,
+            clocks,
+            started,
+            entries: BTreeMap::new(),
+            children: BTreeMap::new(),
+            on_child: BTreeMap::new(),
+            attention: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            brake: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes up a stored instance at start. `wish` is `None` for one that is being deleted.
+    pub fn restore(&mut self, instance: InstanceId, wish: Option<Assignment>, record: PlacementRecord) {
+        for placement in record.placement.iter().chain(&record.leaving) {
+            self.on_child.entry(placement.child).or_default().insert(instance);
+        }
+        self.entries.insert(
+            instance,
+            Entry {
+                wish,
+                record,
+                ..Entry::default()
+            },
+        );
+        self.attention.insert(instance);
+    }
+
+    /// Gives or changes the wish for an instance; an older version than the present one is ignored.
+    pub fn set_wish(&mut self, assignment: Assignment) {
+        let instance = assignment.instance;
+        let entry = self.entries.entry(instance).or_default();
+        match &entry.wish {
+            Some(wish) if assignment.version < wish.version => return,
+            Some(wish) if assignment == *wish => return,
+            Some(wish) if wish.version.generation != assignment.version.generation => entry.refused.clear(),
+            _ => {}
+        }
+        entry.wish = Some(assignment);
+        let child = entry.record.placement.as_ref().map(|placement| placement.child);
+        self.attention.insert(instance);
+        self.effects.push(Effect::Record(instance));
+        self.effects.push(Effect::Status(instance));
+        if let Some(child) = child {
+            self.effects.push(Effect::Order(child, instance));
+        }
+    }
+
+    /// Takes the wish back: the instance is to be gone. The entry stays until every child has confirmed.
+    pub fn remove_wish(&mut self, instance: InstanceId) {
+        if let Some(entry) = self.entries.get_mut(&instance)
+            && entry.wish.take().is_some()
+        {
+            self.attention.insert(instance);
+            self.effects.push(Effect::Record(instance));
+            self.effects.push(Effect::Status(instance));
+        }
+    }
+
+    /// Makes a child known, e.g. from the store at start; it is silent until it beats.
+    pub fn add_child(&mut self, child: ChildId, profile: Profile, cordoned: bool) {
+        let entry = self.children.entry(child).or_default();
+        entry.profile = profile;
+        entry.cordoned = cordoned;
+    }
+
+    /// A child is removed for good (revoked or deleted): what it held is gone with it.
+    pub fn remove_child(&mut self, child: ChildId) {
+        self.children.remove(&child);
+        for instance in self.on_child.remove(&child).unwrap_or_default() {
+            if let Some(entry) = self.entries.get_mut(&instance) {
+                entry.record.leaving.retain(|placement| placement.child != child);
+                if entry
+                    .record
+                    .placement
+                    .as_ref()
+                    .is_some_and(|placement| placement.child == child)
+                {
+                    entry.record.placement = None;
+                    entry.status = None;
+                }
+                self.effects.push(Effect::Record(instance));
+                self.effects.push(Effect::Status(instance));
+                self.attention.insert(instance);
+            }
+        }
+        self.effects.push(Effect::Capacity);
+    }
+
+    /// Whether something new may be placed on the child.
+    pub fn set_cordoned(&mut self, child: ChildId, cordoned: bool) {
+        if let Some(entry) = self.children.get_mut(&child) {
+            entry.cordoned = cordoned;
+            self.wake_waiting();
+            self.effects.push(Effect::Capacity);
+        }
+    }
+
+    /// A child said what it is and has.
+    pub fn hear_profile(&mut self, child: ChildId, profile: Profile) {
+        let entry = self.children.entry(child).or_default();
+        if entry.profile != profile {
+            entry.profile = profile;
+            self.forget_refusals_of(child);
+            self.wake_waiting();
+            self.effects.push(Effect::Capacity);
+        }
+    }
+
+    /// A sign of life.
+    pub fn hear_beat(&mut self, child: ChildId, now: Now) {
+        let entry = self.children.entry(child).or_default();
+        entry.last_beat = Some(now.boot);
+        if entry.standing != Some(Standing::Ready) {
+            entry.standing = Some(Standing::Ready);
+            self.effects.push(Effect::Child(child, Standing::Ready));
+            self.effects.push(Effect::Capacity);
+            self.effects.extend(
+                self.on_child
+                    .get(&child)
+                    .into_iter()
+                    .flatten()
+                    .map(|id| Effect::Status(*id)),
+            );
+            self.wake_waiting();
+        }
+    }
+
+    /// A report about one instance. Only the answer to the very last order counts.
+    pub fn hear_status(&mut self, child: ChildId, status: InstanceStatus, now: Now) {
+        let instance = status.instance;
+        if let Some(known) = self.children.get_mut(&child) {
+            known.held.insert(instance);
+        }
+        let Some(entry) = self.entries.get_mut(&instance) else {
+            return;
+        };
+        let Some(ordered) = entry.ordered_version(child) else {
+            return;
+        };
+        if status.version != ordered {
+            return;
+        }
+        let before = entry.status.as_ref().filter(|before| before.version == status.version);
+        if before.is_some_and(|before| !lifecycle::is_legal(before.phase, status.phase)) {
+            return;
+        }
+        if before == Some(&status) {
+            return;
+        }
+        if status.phase == Phase::Refused {
+            let reason = status
+                .reason
+                .clone()
+                .unwrap_or_else(|| Reason::new("refused", "it gave no reason"));
+            entry.refused.insert(child, (reason, now.boot.plus(REFUSAL_MS)));
+            self.attention.insert(instance);
+        } else if let (Some(placement), Some(wish)) = (&mut entry.record.placement, &entry.wish) {
+            // The child runs the new size now: what the old one had reserved beyond it is free again.
+            let (reserved, ports) = (wish.spec.resources, host_ports(wish));
+            if placement.reserved != reserved || placement.ports != ports {
+                placement.reserved = reserved;
+                placement.ports = ports;
+                self.effects.push(Effect::Record(instance));
+            }
+        }
+        let capacity = before.is_none();
+        entry.status = Some(status);
+        self.effects.push(Effect::Status(instance));
+        if capacity {
+            self.effects.push(Effect::Capacity);
+        }
+    }
+
+    /// A child no longer reports an instance.
+    pub fn hear_status_removed(&mut self, child: ChildId, instance: InstanceId) {
+        if let Some(known) = self.children.get_mut(&child) {
+            known.held.remove(&instance);
+        }
+        if let Some(entry) = self.entries.get_mut(&instance)
+            && entry
+                .record
+                .placement
+                .as_ref()
+                .is_some_and(|placement| placement.child == child)
+            && entry.status.take().is_some()
+        {
+            self.effects.push(Effect::Status(instance));
+        }
+    }
+
+    /// What a child reports and what it was told are both known to be complete on both sides: an instance that it was
+    /// told to leave and does not report is gone from it.
+    pub fn hear_settled(&mut self, child: ChildId) {
+        let Some(known) = self.children.get(&child) else { return };
+        let instances: Vec<InstanceId> = self.on_child.get(&child).into_iter().flatten().copied().collect();
+        let mut freed = false;
+        for instance in instances {
+            let Some(entry) = self.entries.get_mut(&instance) else {
+                continue;
+            };
+            let stays = entry
+                .record
+                .placement
+                .as_ref()
+                .is_some_and(|placement| placement.child == child);
+            if known.held.contains(&instance) || !entry.record.leaving.iter().any(|left| left.child == child) {
+                continue;
+            }
+            entry.record.leaving.retain(|left| left.child != child);
+            if !stays && let Some(set) = self.on_child.get_mut(&child) {
+                set.remove(&instance);
+            }
+            freed = true;
+            self.attention.insert(instance);
+            self.effects.push(Effect::Record(instance));
+        }
+        if freed {
+            self.wake_waiting();
+            self.effects.push(Effect::Capacity);
+        }
+    }
+
+    /// Time passed: judges every child's silence and the brake. Call at least once a second.
+    pub fn tick(&mut self, now: Now) {
+        let clocks = self.clocks;
+        let mut silences = Vec::new();
+        for (id, child) in &mut self.children {
+            let standing = liveness::judge(&clocks, child.last_beat, self.started, now.boot);
+            silences.push((child.last_beat.unwrap_or(self.started), standing != Standing::Ready));
+            if child.standing != Some(standing) {
+                child.standing = Some(standing);
+                self.effects.push(Effect::Child(*id, standing));
+                self.effects.push(Effect::Capacity);
+                for instance in self.on_child.get(id).into_iter().flatten() {
+                    self.effects.push(Effect::Status(*instance));
+                }
+            }
+            if standing != Standing::Ready {
+                // Also while it stays so: at-most-one instances may be replaced later than others.
+                self.attention.extend(self.on_child.get(id).into_iter().flatten());
+            }
+        }
+        let brake = liveness::brake(&clocks, &silences, self.brake, now.boot);
+        if brake != self.brake {
+            self.brake = brake;
+            self.effects.push(Effect::Brake(brake));
+        }
+        let mut wake = Vec::new();
+        for instance in &self.waiting {
+            let Some(entry) = self.entries.get_mut(instance) else {
+                continue;
+            };
+            let before = entry.refused.len();
+            entry.refused.retain(|_, (_, until)| *until > now.boot);
+            if entry.refused.len() != before || !entry.record.leaving.is_empty() {
+                wake.push(*instance);
+            }
+        }
+        self.attention.extend(wake);
+    }
+
+    /// What changed since the last call, in order, without repetitions.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        let mut seen = Vec::with_capacity(self.effects.len().min(64));
+        let mut known = std::collections::HashSet::new();
+        for effect in self.effects.drain(..) {
+            let key = match &effect {
+                Effect::Record(id) => (0, Some(*id), None),
+                Effect::Forget(id) => (1, Some(*id), None),
+                Effect::Order(child, id) => (2, Some(*id), Some(*child)),
+                Effect::Status(id) => (3, Some(*id), None),
+                Effect::Capacity => (4, None, None),
+                Effect::Child(..) | Effect::Brake(_) => {
+                    seen.push(effect);
+                    continue;
+                }
+            };
+            if known.insert(key) {
+                seen.push(effect);
+            }
+        }
+        seen
+    }
+
+    /// Looks again at every instance that found no place.
+    fn wake_waiting(&mut self) {
+        self.attention.append(&mut self.waiting.clone());
+    }
+
+    fn forget_refusals_of(&mut self, child: ChildId) {
+        for instance in &self.waiting {
+            if let Some(entry) = self.entries.get_mut(instance) {
+                entry.refused.remove(&child);
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// The version that `child` was ordered last, if it is the one that holds the instance.
+    fn ordered_version(&self, child: ChildId) -> Option<Version> {
+        let placement = self
+            .record
+            .placement
+            .as_ref()
+            .filter(|placement| placement.child == child)?;
+        self.wish.as_ref().map(|wish| wish.version.child(placement.epoch))
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.wish
+            .as_ref()
+            .is_some_and(|wish| wish.spec.when_cut_off == WhenCutOff::Stop)
+    }
+}
+
+fn host_ports(wish: &Assignment) -> Vec<(Protocol, u16)> {
+    wish.spec
+        .ports
+        .iter()
+        .map(crate::ports::PortMapping::host_key)
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "orchestrator_tests.rs"]
+mod tests;

@@ -5,9 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Transport of a published port.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP, the default.
@@ -40,9 +38,7 @@ pub struct PortMapping {
 
 /// Why a text is not a port mapping.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{text}` is not a port mapping: HOST[:CONTAINER][/tcp|/udp] with ports from 1 to 65535 expected"
-)]
+#[error("`{text}` is not a port mapping: HOST[:CONTAINER][/tcp|/udp] with ports from 1 to 65535 expected")]
 pub struct ParsePortError {
     /// The entry that was refused.
     pub text: String,
@@ -61,21 +57,13 @@ impl PortMapping {
     pub fn parse_list(text: &str) -> Result<Vec<Self>, Vec<ParsePortError>> {
         let mut ports = Vec::new();
         let mut errors = Vec::new();
-        for entry in text
-            .split(';')
-            .map(str::trim)
-            .filter(|entry| !entry.is_empty())
-        {
+        for entry in text.split(';').map(str::trim).filter(|entry| !entry.is_empty()) {
             match entry.parse() {
                 Ok(port) => ports.push(port),
                 Err(error) => errors.push(error),
             }
         }
-        if errors.is_empty() {
-            Ok(ports)
-        } else {
-            Err(errors)
-        }
+        if errors.is_empty() { Ok(ports) } else { Err(errors) }
     }
 }
 
@@ -96,11 +84,7 @@ impl FromStr for PortMapping {
             if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
                 return Err(error());
             }
-            digits
-                .parse()
-                .ok()
-                .filter(|port| *port != 0)
-                .ok_or_else(error)
+            digits.parse().ok().filter(|port| *port != 0).ok_or_else(error)
         };
         let (host, container) = match numbers.split_once(':') {
             Some((host, container)) => (port(host)?, port(container)?),

@@ -41,11 +41,6 @@ impl Resources {
 
 impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}m CPU, {} MiB",
-            self.cpu_millis,
-            self.memory_bytes / (1024 * 1024)
-        )
+        write!(f, "{}m CPU, {} MiB", self.cpu_millis, self.memory_bytes / (1024 * 1024))
     }
 }

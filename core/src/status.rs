@@ -122,6 +122,8 @@ pub struct InstanceStatus {
     pub cluster: Option<ClusterId>,
     /// The node that holds it.
     pub node: Option<NodeId>,
+    /// That node's name.
+    pub node_name: Option<String>,
     /// Address at which published ports of that node are reached.
     pub node_address: Option<String>,
     /// Ports really published.
@@ -143,6 +145,7 @@ impl InstanceStatus {
             started_at: None,
             cluster: None,
             node: None,
+            node_name: None,
             node_address: None,
             ports: Vec::new(),
             image_digest: None,

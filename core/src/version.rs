@@ -4,9 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Version of a spec; written by the root only, starts at 1.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -30,12 +28,7 @@ impl Epochs {
     }
     /// The path as the tier above knows it: without the last count.
     pub fn parent(&self) -> Self {
-        Self(
-            self.0
-                .split_last()
-                .map(|(_, head)| head.to_vec())
-                .unwrap_or_default(),
-        )
+        Self(self.0.split_last().map(|(_, head)| head.to_vec()).unwrap_or_default())
     }
     /// The count of the tier that assigned directly.
     pub fn last(&self) -> u64 {

@@ -1,1 +1,24 @@
-//! See docs/ARCHITECTURE.md.
+//! The net manager: gives containers of this node an interface with an endpoint address, and publishes their ports.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`config`] | the daemon's settings |
+//! | [`range`] | the node's block of endpoint addresses |
+//! | [`state`] | attachments, addresses and ports as data, without I/O |
+//! | [`service`] | the one owner of the state: writes it, then brings the datapath to it |
+//! | [`datapath`] | the seam to the kernel, real and in memory |
+//! | [`api`] | the local HTTP API on a Unix socket |
+//! | [`metrics`] | what is counted |
+//!
+//! Invariants:
+//! - What is attached is on disk before the kernel is touched; `kill -9` at any instant is repaired at the next start.
+//! - The kernel is always set as a whole from the state, never by differences of requests.
+//! - Stopping the daemon leaves the datapath in place; `roble-net --clean-up` removes all of it.
+
+pub mod api;
+pub mod config;
+pub mod datapath;
+pub mod metrics;
+pub mod range;
+pub mod service;
+pub mod state;

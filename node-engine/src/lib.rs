@@ -1,1 +1,4 @@
-//! See docs/ARCHITECTURE.md.
+//! The node engine: runtimes, resources, reports. See docs/ARCHITECTURE.md.
+
+pub mod network;
+pub mod tier;

@@ -82,14 +82,12 @@ impl std::fmt::Display for Topic {
 
 /// Whether the node `identity` may publish to `topic`. Exact names only.
 pub fn may_publish(identity: NodeId, topic: &str) -> bool {
-    Topic::parse(topic)
-        .is_some_and(|topic| topic.node == identity && topic.direction == Direction::Up)
+    Topic::parse(topic).is_some_and(|topic| topic.node == identity && topic.direction == Direction::Up)
 }
 
 /// Whether the node `identity` may subscribe to `filter`. Exact names only: no wildcard is ever allowed.
 pub fn may_subscribe(identity: NodeId, filter: &str) -> bool {
-    Topic::parse(filter)
-        .is_some_and(|topic| topic.node == identity && topic.direction == Direction::Down)
+    Topic::parse(filter).is_some_and(|topic| topic.node == identity && topic.direction == Direction::Down)
 }
 
 /// MQTT client id of one of a node's two clients: `<node id>/<branch>`.

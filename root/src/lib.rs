@@ -1,1 +1,3 @@
-//! See docs/ARCHITECTURE.md.
+//! The root: users, applications, clusters. See docs/ARCHITECTURE.md.
+
+pub mod tier;

@@ -1,0 +1,317 @@
+//! Planning: from what is wished and known to the next steps, and carrying them out on the own state.
+
+use super::{Effect, Entry, Orchestrator, Placement, host_ports};
+use crate::ids::{ChildId, InstanceId};
+use crate::liveness::Standing;
+use crate::placement::{self, Candidate, Explanation, Level, Readiness};
+use crate::ports::Protocol;
+use crate::resources::Resources;
+use crate::spec::Assignment;
+use crate::status::Phase;
+use crate::time::{Boottime, Now};
+use std::collections::BTreeSet;
+
+/// One decision. Applying it makes no further choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Order the instance from this child.
+    Place(InstanceId, ChildId, Box<Explanation>),
+    /// No place; keep why.
+    Park(InstanceId, Box<Explanation>),
+    /// Take it away from where it is; it is placed anew in a later step, if still wished.
+    Withdraw(InstanceId),
+    /// The new generation was checked against the child that holds the instance, and fits.
+    Keep(InstanceId),
+    /// Gone everywhere and not wished: forget it.
+    Forget(InstanceId),
+}
+
+impl Orchestrator {
+    /// Plans and applies until nothing is left to do. Returns the steps taken, for logs and tests.
+    pub fn reconcile(&mut self, now: Now) -> Vec<Step> {
+        let mut taken = Vec::new();
+        // Each round moves an instance one step on; withdraw, place, park are at most three.
+        while let Some(instance) = self.attention.pop_first() {
+            if let Some(step) = self.plan_one(instance, now) {
+                self.apply(&step);
+                taken.push(step);
+                self.attention.insert(instance);
+            }
+        }
+        taken
+    }
+
+    /// Every step that is due now, over all instances. After [`Self::reconcile`] it is empty.
+    pub fn plan(&self, now: Now) -> Vec<Step> {
+        self.entries
+            .keys()
+            .filter_map(|instance| self.plan_one(*instance, now))
+            .collect()
+    }
+
+    fn plan_one(&self, instance: InstanceId, now: Now) -> Option<Step> {
+        let entry = self.entries.get(&instance)?;
+        let Some(wish) = &entry.wish else {
+            return match (&entry.record.placement, entry.record.leaving.is_empty()) {
+                (Some(_), _) => Some(Step::Withdraw(instance)),
+                (None, true) => Some(Step::Forget(instance)),
+                (None, false) => None,
+            };
+        };
+        match &entry.record.placement {
+            Some(placement) => self.plan_placed(entry, wish, placement, now),
+            None if self.must_wait(entry, now) => None,
+            None => Some(self.plan_unplaced(entry, wish)).filter(|step| match step {
+                Step::Park(_, explanation) => entry.pending.as_ref() != Some(explanation),
+                _ => true,
+            }),
+        }
+    }
+
+    fn plan_placed(&self, entry: &Entry, wish: &Assignment, placement: &Placement, now: Now) -> Option<Step> {
+        let instance = wish.instance;
+        if entry.status.as_ref().is_some_and(|status| {
+            status.phase == Phase::Refused && status.version == wish.version.child(placement.epoch)
+        }) {
+            return Some(Step::Withdraw(instance));
+        }
+        if self.may_evict(placement, now) && !entry.status.as_ref().is_some_and(|status| status.phase.is_final()) {
+            return Some(Step::Withdraw(instance));
+        }
+        if placement.checked == wish.version.generation {
+            return None;
+        }
+        // A new generation: does it still fit where it is? Its own reservation does not stand in its way, and a silent
+        // child is not a reason to move.
+        let mut candidate = self.candidate(placement.child, wish)?;
+        if !matches!(candidate.readiness, Readiness::Refused(_)) {
+            candidate.readiness = Readiness::Ready;
+        }
+        candidate.reserved = candidate.reserved.minus(&placement.reserved);
+        let others = self.ports_on(placement.child, Some(instance));
+        candidate.ports = &others;
+        Some(match placement::assess(self.level, &wish.spec, &candidate) {
+            Ok(_) => Step::Keep(instance),
+            Err(_) => Step::Withdraw(instance),
+        })
+    }
+
+    fn plan_unplaced(&self, entry: &Entry, wish: &Assignment) -> Step {
+        let ports: Vec<(ChildId, BTreeSet<(Protocol, u16)>)> =
+            if wish.spec.ports.is_empty() || self.level == Level::Clusters {
+                Vec::new()
+            } else {
+                self.children
+                    .keys()
+                    .map(|child| (*child, self.ports_on(*child, None)))
+                    .collect()
+            };
+        let mut candidates: Vec<Candidate<'_>> = self
+            .children
+            .keys()
+            .filter_map(|child| self.candidate(*child, wish))
+            .collect();
+        for candidate in &mut candidates {
+            if let Some((_, taken)) = ports.iter().find(|(child, _)| *child == candidate.id) {
+                candidate.ports = taken;
+            }
+            if let Some((reason, _)) = entry.refused.get(&candidate.id)
+                && candidate.readiness == Readiness::Ready
+            {
+                candidate.readiness = Readiness::Refused(reason.clone());
+            }
+        }
+        let (chosen, explanation) = placement::place(self.level, &wish.spec, &candidates);
+        match chosen {
+            Some(child) => Step::Place(wish.instance, child, Box::new(explanation)),
+            None => Step::Park(wish.instance, Box::new(explanation)),
+        }
+    }
+
+    /// Whether the child of `placement` has been silent long enough for its copy to be replaced.
+    fn may_evict(&self, placement: &Placement, now: Now) -> bool {
+        let Some(child) = self.children.get(&placement.child) else {
+            return true;
+        };
+        let silent_since = child.last_beat.unwrap_or(self.started);
+        let lost = child.standing == Some(Standing::Lost);
+        lost && !self.brake && self.is_safe_to_replace(placement, silent_since, now.boot)
+    }
+
+    fn is_safe_to_replace(&self, placement: &Placement, silent_since: Boottime, now: Boottime) -> bool {
+        !placement.fenced || now.since(silent_since) >= self.clocks.replace_fenced_ms
+    }
+
+    /// Whether an unplaced instance must wait for a former holder: one that answers confirms soon, and an at-most-one
+    /// copy must surely have stopped.
+    fn must_wait(&self, entry: &Entry, now: Now) -> bool {
+        entry.record.leaving.iter().any(|left| {
+            let Some(child) = self.children.get(&left.child) else {
+                return false;
+            };
+            let answers = child.standing == Some(Standing::Ready);
+            let silent_since = child.last_beat.unwrap_or(self.started);
+            let fenced = left.fenced || entry.is_fenced();
+            answers
+                || (fenced
+                    && (self.clocks.lost_ms.is_none() || now.boot.since(silent_since) < self.clocks.replace_fenced_ms))
+        })
+    }
+
+    fn candidate(&self, id: ChildId, wish: &Assignment) -> Option<Candidate<'_>> {
+        const NO_PORTS: &BTreeSet<(Protocol, u16)> = &BTreeSet::new();
+        let child = self.children.get(&id)?;
+        let mut reserved = Resources::ZERO;
+        let mut unaccounted = Vec::new();
+        let mut siblings = 0;
+        for instance in self.on_child.get(&id).into_iter().flatten() {
+            let Some(entry) = self.entries.get(instance) else {
+                continue;
+            };
+            for placement in entry
+                .record
+                .leaving
+                .iter()
+                .chain(&entry.record.placement)
+                .filter(|held| held.child == id)
+            {
+                reserved = reserved.plus(&placement.reserved);
+                if !child.held.contains(instance) {
+                    unaccounted.push(placement.reserved);
+                }
+            }
+            siblings += u32::from(
+                instance.service == wish.instance.service
+                    && *instance != wish.instance
+                    && entry
+                        .record
+                        .placement
+                        .as_ref()
+                        .is_some_and(|placement| placement.child == id),
+            );
+        }
+        let readiness = if child.standing != Some(Standing::Ready) {
+            Readiness::Silent
+        } else if child.cordoned {
+            Readiness::Cordoned
+        } else {
+            Readiness::Ready
+        };
+        Some(Candidate {
+            id,
+            profile: &child.profile,
+            reserved,
+            unaccounted,
+            ports: NO_PORTS,
+            siblings,
+            readiness,
+        })
+    }
+
+    fn ports_on(&self, child: ChildId, except: Option<InstanceId>) -> BTreeSet<(Protocol, u16)> {
+        let mut ports = BTreeSet::new();
+        for instance in self
+            .on_child
+            .get(&child)
+            .into_iter()
+            .flatten()
+            .filter(|id| Some(**id) != except)
+        {
+            let Some(entry) = self.entries.get(instance) else {
+                continue;
+            };
+            for held in entry
+                .record
+                .leaving
+                .iter()
+                .chain(&entry.record.placement)
+                .filter(|held| held.child == child)
+            {
+                ports.extend(held.ports.iter().copied());
+            }
+        }
+        ports
+    }
+
+    fn apply(&mut self, step: &Step) {
+        match step {
+            Step::Place(instance, child, explanation) => self.apply_place(*instance, *child, explanation),
+            Step::Park(instance, explanation) => {
+                if let Some(entry) = self.entries.get_mut(instance) {
+                    entry.pending = Some((**explanation).clone());
+                    self.waiting.insert(*instance);
+                    self.effects.push(Effect::Status(*instance));
+                }
+            }
+            Step::Withdraw(instance) => {
+                if let Some(entry) = self.entries.get_mut(instance)
+                    && let Some(placement) = entry.record.placement.take()
+                {
+                    entry.status = None;
+                    let child = placement.child;
+                    entry.record.leaving.retain(|left| left.child != child);
+                    if self.children.contains_key(&child) {
+                        entry.record.leaving.push(placement);
+                    }
+                    self.effects.push(Effect::Record(*instance));
+                    self.effects.push(Effect::Order(child, *instance));
+                    self.effects.push(Effect::Status(*instance));
+                    self.waiting.insert(*instance);
+                }
+            }
+            Step::Keep(instance) => {
+                if let Some(entry) = self.entries.get_mut(instance)
+                    && let (Some(placement), Some(wish)) = (&mut entry.record.placement, &entry.wish)
+                {
+                    placement.checked = wish.version.generation;
+                    placement.fenced |= wish.spec.when_cut_off == crate::spec::WhenCutOff::Stop;
+                    // Until the child runs the new size, the larger of both is reserved.
+                    let (old, new) = (placement.reserved, wish.spec.resources);
+                    placement.reserved = Resources {
+                        cpu_millis: old.cpu_millis.max(new.cpu_millis),
+                        memory_bytes: old.memory_bytes.max(new.memory_bytes),
+                    };
+                    for port in host_ports(wish) {
+                        if !placement.ports.contains(&port) {
+                            placement.ports.push(port);
+                        }
+                    }
+                    self.effects.push(Effect::Record(*instance));
+                }
+            }
+            Step::Forget(instance) => {
+                self.entries.remove(instance);
+                self.waiting.remove(instance);
+                self.effects.push(Effect::Forget(*instance));
+                self.effects.push(Effect::Status(*instance));
+            }
+        }
+    }
+
+    fn apply_place(&mut self, instance: InstanceId, child: ChildId, explanation: &Explanation) {
+        let Some(entry) = self.entries.get_mut(&instance) else {
+            return;
+        };
+        let Some(wish) = &entry.wish else { return };
+        entry.record.epoch += 1;
+        // A newer order to the same child replaces the older one there.
+        entry.record.leaving.retain(|left| left.child != child);
+        entry.record.placement = Some(Placement {
+            child,
+            epoch: entry.record.epoch,
+            reserved: wish.spec.resources,
+            ports: host_ports(wish),
+            checked: wish.version.generation,
+            fenced: entry.is_fenced(),
+        });
+        entry.record.explanation = Some(explanation.clone());
+        entry.pending = None;
+        entry.status = None;
+        self.on_child.entry(child).or_default().insert(instance);
+        self.waiting.remove(&instance);
+        self.effects.push(Effect::Record(instance));
+        self.effects.push(Effect::Order(child, instance));
+        self.effects.push(Effect::Status(instance));
+        self.effects.push(Effect::Capacity);
+    }
+}

@@ -1,0 +1,537 @@
+//! Who belongs to a tier: join tokens, members, approval and revocation. The same for clusters below the root and nodes
+//! below a cluster. Certificates are made outside; here it is decided who gets one.
+//!
+//! Invariants: a token admits one public key, ever; the same key may repeat the call while the token lives and gets the
+//! same identity; a revoked member never comes back; a name belongs to one member that is not revoked.
+
+use crate::ids::{ChildId, TokenId};
+use crate::time::Timestamp;
+use rand::RngCore;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// What a token lets join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// A cluster to the root.
+    Cluster,
+    /// A node to a cluster.
+    Node,
+}
+
+impl fmt::Display for TokenKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Node => "node",
+        })
+    }
+}
+
+/// A join token as text: `roble1.<kind>.<id>.<secret>.<pin>`. The pin is the SHA-256 of the authority's public key, so
+/// that the joining side checks whom it talks to before it says the secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    /// What it lets join.
+    pub kind: TokenKind,
+    /// Its public id.
+    pub id: TokenId,
+    /// 256 bits as 64 hex digits.
+    pub secret: String,
+    /// 64 hex digits.
+    pub pin: String,
+}
+
+impl fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JoinToken({} {})", self.kind, self.id)
+    }
+}
+
+impl JoinToken {
+    /// The text that a person copies.
+    pub fn reveal(&self) -> String {
+        format!("roble1.{}.{}.{}.{}", self.kind, self.id, self.secret, self.pin)
+    }
+}
+
+/// Why a text is not a join token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this is not a join token: roble1.<cluster|node>.<id>.<secret>.<pin> expected; make one with `roble token create`"
+)]
+pub struct ParseTokenError;
+
+impl FromStr for JoinToken {
+    type Err = ParseTokenError;
+
+    fn from_str(text: &str) -> Result<Self, ParseTokenError> {
+        let hex =
+            |part: &str| part.len() == 64 && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let parts: Vec<&str> = text.trim().split('.').collect();
+        let [tag, kind, id, secret, pin] = parts.as_slice() else {
+            return Err(ParseTokenError);
+        };
+        let kind = match *kind {
+            "cluster" => TokenKind::Cluster,
+            "node" => TokenKind::Node,
+            _ => return Err(ParseTokenError),
+        };
+        if *tag != "roble1" || !hex(secret) || !hex(pin) {
+            return Err(ParseTokenError);
+        }
+        let id = id.parse().map_err(|_| ParseTokenError)?;
+        Ok(Self {
+            kind,
+            id,
+            secret: (*secret).to_owned(),
+            pin: (*pin).to_owned(),
+        })
+    }
+}
+
+/// A token as stored: of the secret only its digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Public id.
+    pub id: TokenId,
+    /// SHA-256 of the secret, hex.
+    pub secret_sha256: String,
+    /// Not valid from here on.
+    pub expires_at: Timestamp,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// A person must approve who joins with it.
+    pub needs_approval: bool,
+    /// The only name that may join with it.
+    pub name: Option<String>,
+    /// Who used it: SHA-256 of the public key, hex.
+    pub used_by: Option<String>,
+    /// How often another key tried afterwards.
+    pub reuse_attempts: u32,
+}
+
+/// Where a member stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// Joined; a person must approve it.
+    Pending,
+    /// Takes part.
+    Active,
+    /// Put out for good.
+    Revoked,
+}
+
+/// A member as stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Given here, never by the member.
+    pub id: ChildId,
+    /// Unique among members that are not revoked.
+    pub name: String,
+    /// Where it stands.
+    pub state: MemberState,
+    /// SHA-256 of its public key, hex.
+    pub key_sha256: String,
+    /// The token it joined with.
+    pub token: TokenId,
+    /// When it joined.
+    pub joined_at: Timestamp,
+    /// A person said: nothing new on it.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Two living processes used its identity.
+    #[serde(default)]
+    pub cloned: bool,
+}
+
+/// Why a join, an approval or a renewal is refused. `code` is stable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// No such token, or a wrong secret; deliberately not told apart.
+    #[error("the join token is not valid here: unknown, wrong, or for another authority")]
+    BadToken,
+    /// Too late.
+    #[error("the join token expired at {0}; make a new one with `roble token create`")]
+    Expired(Timestamp),
+    /// Another key used it before.
+    #[error("the join token was used before, by another machine; make a new one with `roble token create`")]
+    Used,
+    /// The token is for another name.
+    #[error("the join token is for the name `{expected}`, not `{given}`")]
+    WrongName {
+        /// In the token.
+        expected: String,
+        /// In the request.
+        given: String,
+    },
+    /// Not a name.
+    #[error("`{0}` is not a name: 1 to 63 of a-z, 0-9, `-` and `.`, beginning and ending with a letter or digit")]
+    BadName(String),
+    /// Somebody else has the name.
+    #[error("the name `{0}` is taken; choose another with --name, or revoke the old one first")]
+    NameTaken(String),
+    /// The key was put out.
+    #[error("this identity was revoked")]
+    Revoked,
+    /// Nobody of that key or id.
+    #[error("no such member")]
+    Unknown,
+}
+
+impl RegistryError {
+    /// Stable code for programs.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::BadToken => "token-invalid",
+            Self::Expired(_) => "token-expired",
+            Self::Used => "token-used",
+            Self::WrongName { .. } => "token-for-other-name",
+            Self::BadName(_) => "name-invalid",
+            Self::NameTaken(_) => "name-taken",
+            Self::Revoked => "revoked",
+            Self::Unknown => "unknown-member",
+        }
+    }
+}
+
+/// What a new token should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenOptions {
+    /// Milliseconds it lives.
+    pub ttl_ms: u64,
+    /// A person must approve.
+    pub needs_approval: bool,
+    /// The only name that may use it.
+    pub name: Option<String>,
+}
+
+/// Tokens and members of one tier.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    tokens: BTreeMap<TokenId, TokenRecord>,
+    members: BTreeMap<ChildId, Member>,
+}
+
+/// SHA-256 as 64 hex digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+fn is_name(name: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = name.as_bytes();
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-' || *b == b'.')
+}
+
+impl Registry {
+    /// Takes up a stored token.
+    pub fn restore_token(&mut self, token: TokenRecord) {
+        self.tokens.insert(token.id, token);
+    }
+
+    /// Takes up a stored member.
+    pub fn restore_member(&mut self, member: Member) {
+        self.members.insert(member.id, member);
+    }
+
+    /// Makes a token. Returns its record, to be stored, and the secret, to be shown once.
+    pub fn create_token(
+        &mut self,
+        options: TokenOptions,
+        now: Timestamp,
+        rng: &mut dyn RngCore,
+    ) -> (TokenRecord, String) {
+        let mut secret = [0_u8; 32];
+        rng.fill_bytes(&mut secret);
+        let secret = hex::encode(secret);
+        let record = TokenRecord {
+            id: TokenId::generate(now, rng),
+            secret_sha256: sha256_hex(secret.as_bytes()),
+            expires_at: Timestamp::from_millis(now.as_millis().saturating_add(options.ttl_ms)),
+            created_at: now,
+            needs_approval: options.needs_approval,
+            name: options.name,
+            used_by: None,
+            reuse_attempts: 0,
+        };
+        self.tokens.insert(record.id, record.clone());
+        (record, secret)
+    }
+
+    /// Redeems a token for the holder of the public key `key_sha256`. Repeating it with the same key gives the same member.
+    /// Token and member must be stored together before anything is answered.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; a try with another key is counted in the token, which must be stored too.
+    pub fn redeem(
+        &mut self,
+        token: TokenId,
+        secret: &str,
+        key_sha256: &str,
+        name: &str,
+        now: Timestamp,
+        rng: &mut dyn RngCore,
+    ) -> Result<Member, RegistryError> {
+        let record = self.tokens.get_mut(&token).ok_or(RegistryError::BadToken)?;
+        if !equal_in_constant_time(&record.secret_sha256, &sha256_hex(secret.as_bytes())) {
+            return Err(RegistryError::BadToken);
+        }
+        if record.used_by.as_deref().is_some_and(|used| used != key_sha256) {
+            record.reuse_attempts = record.reuse_attempts.saturating_add(1);
+            return Err(RegistryError::Used);
+        }
+        if now >= record.expires_at {
+            return Err(RegistryError::Expired(record.expires_at));
+        }
+        if let Some(member) = self.members.values().find(|member| member.key_sha256 == key_sha256) {
+            return match member.state {
+                MemberState::Revoked => Err(RegistryError::Revoked),
+                _ if record.used_by.is_some() => Ok(member.clone()),
+                // A known key with a fresh token: nothing new to give, and the token stays unused.
+                _ => Ok(member.clone()),
+            };
+        }
+        if let Some(expected) = record.name.clone().filter(|expected| expected != name) {
+            return Err(RegistryError::WrongName {
+                expected,
+                given: name.chars().take(64).collect(),
+            });
+        }
+        if !is_name(name) {
+            return Err(RegistryError::BadName(name.chars().take(64).collect()));
+        }
+        if self
+            .members
+            .values()
+            .any(|member| member.name == name && member.state != MemberState::Revoked)
+        {
+            return Err(RegistryError::NameTaken(name.to_owned()));
+        }
+        record.used_by = Some(key_sha256.to_owned());
+        let member = Member {
+            id: ChildId::generate(now, rng),
+            name: name.to_owned(),
+            state: if record.needs_approval {
+                MemberState::Pending
+            } else {
+                MemberState::Active
+            },
+            key_sha256: key_sha256.to_owned(),
+            token,
+            joined_at: now,
+            cordoned: false,
+            cloned: false,
+        };
+        self.members.insert(member.id, member.clone());
+        Ok(member)
+    }
+
+    /// Lets a pending member take part; repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`], [`RegistryError::Revoked`].
+    pub fn approve(&mut self, id: ChildId) -> Result<Member, RegistryError> {
+        self.change(id, |member| {
+            member.state = MemberState::Active;
+            member.cloned = false;
+        })
+    }
+
+    /// Puts a member out for good; repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn revoke(&mut self, id: ChildId) -> Result<Member, RegistryError> {
+        let member = self.members.get_mut(&id).ok_or(RegistryError::Unknown)?;
+        member.state = MemberState::Revoked;
+        Ok(member.clone())
+    }
+
+    /// Marks a member as taking nothing new, or again.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`], [`RegistryError::Revoked`].
+    pub fn set_cordoned(&mut self, id: ChildId, cordoned: bool) -> Result<Member, RegistryError> {
+        self.change(id, |member| member.cordoned = cordoned)
+    }
+
+    /// Marks a member whose identity two machines use.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`], [`RegistryError::Revoked`].
+    pub fn set_cloned(&mut self, id: ChildId) -> Result<Member, RegistryError> {
+        self.change(id, |member| member.cloned = true)
+    }
+
+    fn change(&mut self, id: ChildId, change: impl FnOnce(&mut Member)) -> Result<Member, RegistryError> {
+        let member = self.members.get_mut(&id).ok_or(RegistryError::Unknown)?;
+        if member.state == MemberState::Revoked {
+            return Err(RegistryError::Revoked);
+        }
+        change(member);
+        Ok(member.clone())
+    }
+
+    /// The member that holds this key, if it may have a new certificate.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`], [`RegistryError::Revoked`].
+    pub fn renew(&self, key_sha256: &str) -> Result<&Member, RegistryError> {
+        let member = self
+            .members
+            .values()
+            .find(|member| member.key_sha256 == key_sha256)
+            .ok_or(RegistryError::Unknown)?;
+        if member.state == MemberState::Revoked {
+            Err(RegistryError::Revoked)
+        } else {
+            Ok(member)
+        }
+    }
+
+    /// A member by id.
+    pub fn member(&self, id: ChildId) -> Option<&Member> {
+        self.members.get(&id)
+    }
+
+    /// A member that is not revoked, by name.
+    pub fn member_named(&self, name: &str) -> Option<&Member> {
+        self.members
+            .values()
+            .find(|member| member.name == name && member.state != MemberState::Revoked)
+    }
+
+    /// All members, revoked ones too.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// All tokens, used ones too.
+    pub fn tokens(&self) -> impl Iterator<Item = &TokenRecord> {
+        self.tokens.values()
+    }
+
+    /// A token by id.
+    pub fn token(&self, id: TokenId) -> Option<&TokenRecord> {
+        self.tokens.get(&id)
+    }
+
+    /// Deletes a token. Returns whether it was there.
+    pub fn delete_token(&mut self, id: TokenId) -> bool {
+        self.tokens.remove(&id).is_some()
+    }
+
+    /// Forgets tokens that ended a day ago. Returns them, to be deleted from the store.
+    pub fn prune(&mut self, now: Timestamp) -> Vec<TokenId> {
+        const DAY_MS: u64 = 86_400_000;
+        let old = |token: &TokenRecord| token.expires_at.as_millis().saturating_add(DAY_MS) < now.as_millis();
+        let pruned: Vec<TokenId> = self
+            .tokens
+            .values()
+            .filter(|token| old(token))
+            .map(|token| token.id)
+            .collect();
+        for id in &pruned {
+            self.tokens.remove(id);
+        }
+        pruned
+    }
+}
+
+fn equal_in_constant_time(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    fn setup(needs_approval: bool) -> (Registry, TokenRecord, String, rand::rngs::SmallRng) {
+        let mut rng = rand::rngs::SmallRng::seed_from_u64(3);
+        let mut registry = Registry::default();
+        let options = TokenOptions {
+            ttl_ms: 1_000,
+            needs_approval,
+            name: None,
+        };
+        let (token, secret) = registry.create_token(options, Timestamp::from_millis(10), &mut rng);
+        (registry, token, secret, rng)
+    }
+
+    const NOW: Timestamp = Timestamp::from_millis(20);
+
+    #[test]
+    fn a_token_admits_one_key_and_that_key_may_repeat() {
+        let (mut registry, token, secret, mut rng) = setup(false);
+        let first = registry.redeem(token.id, &secret, "k1", "pi-1", NOW, &mut rng).unwrap();
+        let again = registry.redeem(token.id, &secret, "k1", "pi-1", NOW, &mut rng).unwrap();
+        assert_eq!(first, again);
+        assert_eq!(
+            registry.redeem(token.id, &secret, "k2", "pi-2", NOW, &mut rng),
+            Err(RegistryError::Used)
+        );
+        assert_eq!(registry.token(token.id).unwrap().reuse_attempts, 1);
+    }
+
+    #[test]
+    fn wrong_late_and_misnamed_are_refused() {
+        let (mut registry, token, secret, mut rng) = setup(false);
+        let mut redeem = |secret: &str, name: &str, at| {
+            registry
+                .redeem(token.id, secret, "k", name, Timestamp::from_millis(at), &mut rng)
+                .unwrap_err()
+                .code()
+        };
+        assert_eq!(redeem("00", "a", 20), "token-invalid");
+        assert_eq!(redeem(&secret, "a", 1_010), "token-expired");
+        assert_eq!(redeem(&secret, "A b", 20), "name-invalid");
+    }
+
+    #[test]
+    fn names_are_unique_until_revoked_and_the_revoked_never_return() {
+        let (mut registry, token, secret, mut rng) = setup(true);
+        let member = registry.redeem(token.id, &secret, "k1", "pi", NOW, &mut rng).unwrap();
+        assert_eq!(member.state, MemberState::Pending);
+        assert_eq!(registry.approve(member.id).unwrap().state, MemberState::Active);
+        let options = TokenOptions {
+            ttl_ms: 1_000,
+            needs_approval: false,
+            name: None,
+        };
+        let (second, secret2) = registry.create_token(options, NOW, &mut rng);
+        let taken = registry.redeem(second.id, &secret2, "k2", "pi", NOW, &mut rng);
+        assert_eq!(taken, Err(RegistryError::NameTaken("pi".to_owned())));
+        registry.revoke(member.id).unwrap();
+        assert_eq!(registry.approve(member.id), Err(RegistryError::Revoked));
+        assert_eq!(
+            registry.redeem(token.id, &secret, "k1", "pi", NOW, &mut rng),
+            Err(RegistryError::Revoked)
+        );
+        assert!(registry.redeem(second.id, &secret2, "k2", "pi", NOW, &mut rng).is_ok());
+    }
+
+    #[test]
+    fn tokens_read_back_what_they_reveal() {
+        let token = JoinToken {
+            kind: TokenKind::Node,
+            id: "0123456789abcdef01234567".parse().unwrap(),
+            secret: "ab".repeat(32),
+            pin: "cd".repeat(32),
+        };
+        assert_eq!(token.reveal().parse::<JoinToken>().unwrap(), token);
+        assert!("roble1.node.x.y.z".parse::<JoinToken>().is_err());
+        assert!(!format!("{token:?}").contains("abab"));
+    }
+}

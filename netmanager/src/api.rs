@@ -1,0 +1,132 @@
+//! The local API (see `roble_proto::local_net`): decode, call the service, encode.
+
+use crate::metrics::NetMetrics;
+use crate::service::{NetError, NetService};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use roble_proto::local_net::{Attach, Attached, LocalError};
+use std::error::Error;
+use std::sync::Arc;
+
+/// What the handlers need.
+#[derive(Clone)]
+struct Api {
+    service: Arc<NetService>,
+    metrics: NetMetrics,
+}
+
+/// The routes below `/v1`.
+pub fn router(service: Arc<NetService>, metrics: NetMetrics) -> Router {
+    Router::new()
+        .route("/v1/attachments", get(list))
+        .route("/v1/attachments/{container}", put(attach).delete(detach))
+        .fallback(|| async { failure(StatusCode::NOT_FOUND, "invalid", "no such path".into()) })
+        .method_not_allowed_fallback(|| async {
+            failure(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "invalid",
+                "no such method on this path".into(),
+            )
+        })
+        .with_state(Api { service, metrics })
+}
+
+async fn list(State(api): State<Api>) -> Json<Vec<Attached>> {
+    Json(api.service.list().await)
+}
+
+async fn attach(
+    State(api): State<Api>,
+    Path(container): Path<String>,
+    wish: Result<Json<Attach>, JsonRejection>,
+) -> Response {
+    let wish = match wish {
+        Ok(Json(wish)) => wish,
+        Err(rejection) => return failure(StatusCode::BAD_REQUEST, "invalid", rejection.body_text()),
+    };
+    // In a task of its own: a caller that goes away must not leave an attachment half made.
+    let service = api.service.clone();
+    let done = tokio::spawn(async move {
+        let result = service.attach(&container, &wish).await;
+        if let Ok(attached) = &result {
+            tracing::info!(container, address = %attached.address, ports = attached.ports.len(), "attached");
+        }
+        result
+    });
+    match done.await {
+        Ok(Ok(attached)) => Json(attached).into_response(),
+        Ok(Err(error)) => api.refuse(&error),
+        Err(_) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the request was interrupted".into(),
+        ),
+    }
+}
+
+async fn detach(State(api): State<Api>, Path(container): Path<String>) -> Response {
+    let service = api.service.clone();
+    let done = tokio::spawn(async move {
+        let result = service.detach(&container).await;
+        if result.is_ok() {
+            tracing::info!(container, "detached");
+        }
+        result
+    });
+    match done.await {
+        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Err(error)) => api.refuse(&error),
+        Err(_) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the request was interrupted".into(),
+        ),
+    }
+}
+
+impl Api {
+    fn refuse(&self, error: &NetError) -> Response {
+        let code = error.code();
+        let status = match code {
+            "invalid" => StatusCode::BAD_REQUEST,
+            "netns-missing" => StatusCode::UNPROCESSABLE_ENTITY,
+            "port-taken" => StatusCode::CONFLICT,
+            "no-address" => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        match code {
+            "port-taken" => drop(self.metrics.ports_taken.inc()),
+            "no-address" => drop(self.metrics.addresses_exhausted.inc()),
+            "internal" => tracing::error!(error = error as &dyn Error, "request failed"),
+            _ => {}
+        }
+        failure(status, code, chain(error))
+    }
+}
+
+/// The error and its causes in one sentence.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn failure(status: StatusCode, code: &str, message: String) -> Response {
+    (
+        status,
+        Json(LocalError {
+            code: code.into(),
+            message,
+        }),
+    )
+        .into_response()
+}

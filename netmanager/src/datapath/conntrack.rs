@@ -1,0 +1,99 @@
+//! Forgetting tracked flows: a flow remembers where its first packet was sent, so without this an UDP stream with fixed
+//! ports would go on towards an address that is gone, or past a port that was published after it began.
+
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{Socket, SocketAddr};
+use std::io;
+use std::net::Ipv4Addr;
+
+// linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h; CTA_FILTER_F_* as in net/netfilter/nf_conntrack_netlink.c.
+const CT_DELETE: u16 = (1 << 8) | 2;
+const NLM_F_REQUEST_ACK: u16 = 1 | 4;
+const NLMSG_ERROR: u16 = 2;
+const NESTED: u16 = 1 << 15;
+const AF_INET: u8 = 2;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_FILTER: u16 = 25;
+const FILTER_IP_SRC: u32 = 1;
+const FILTER_PROTO_NUM: u32 = 1 << 3;
+const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
+const IPPROTO_UDP: u8 = 17;
+
+/// Which flows to forget, of the namespace of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flows {
+    /// Answered from this address, whatever address the caller used.
+    AnsweredBy(Ipv4Addr),
+    /// Begun from this address.
+    BegunBy(Ipv4Addr),
+    /// UDP towards this port, as the caller sees it.
+    UdpTo(u16),
+}
+
+/// Forgets `flows`; there may be none.
+///
+/// # Errors
+/// If the kernel refuses, e.g. because it is older than filters on deletion; nothing was forgotten then.
+pub fn forget(flows: Flows) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&request(flows), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let field = |range: std::ops::Range<usize>| answer.get(range).ok_or(io::ErrorKind::UnexpectedEof);
+    let kind = u16::from_ne_bytes(field(4..6)?.try_into().expect("two bytes"));
+    let code = i32::from_ne_bytes(field(16..20)?.try_into().expect("four bytes"));
+    match (kind, code) {
+        (NLMSG_ERROR, 0) => Ok(()),
+        (NLMSG_ERROR, code) if -code == nix::libc::ENOENT => Ok(()),
+        (NLMSG_ERROR, code) => Err(io::Error::from_raw_os_error(-code)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn request(flows: Flows) -> Vec<u8> {
+    let address = |address: Ipv4Addr| attribute(1 | NESTED, &attribute(1, &address.octets()));
+    let (tuple_kind, tuple, flags) = match flows {
+        Flows::AnsweredBy(source) => (CTA_TUPLE_REPLY, address(source), FILTER_IP_SRC),
+        Flows::BegunBy(source) => (CTA_TUPLE_ORIG, address(source), FILTER_IP_SRC),
+        Flows::UdpTo(port) => {
+            let protocol = [attribute(1, &[IPPROTO_UDP]), attribute(3, &port.to_be_bytes())].concat();
+            (
+                CTA_TUPLE_ORIG,
+                attribute(2 | NESTED, &protocol),
+                FILTER_PROTO_NUM | FILTER_PROTO_DST_PORT,
+            )
+        }
+    };
+    // The flags of the two directions have the numbers of the two tuples.
+    let other = if tuple_kind == CTA_TUPLE_ORIG {
+        CTA_TUPLE_REPLY
+    } else {
+        CTA_TUPLE_ORIG
+    };
+    let filter = [
+        attribute(tuple_kind, &flags.to_ne_bytes()),
+        attribute(other, &0_u32.to_ne_bytes()),
+    ]
+    .concat();
+    let mut body = vec![AF_INET, 0, 0, 0];
+    body.extend(attribute(tuple_kind | NESTED, &tuple));
+    body.extend(attribute(CTA_FILTER | NESTED, &filter));
+    let mut message = Vec::with_capacity(16 + body.len());
+    message.extend((16 + body.len() as u32).to_ne_bytes());
+    message.extend(CT_DELETE.to_ne_bytes());
+    message.extend(NLM_F_REQUEST_ACK.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    message
+}
+
+fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + payload.len().next_multiple_of(4));
+    bytes.extend((4 + payload.len() as u16).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(payload);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}

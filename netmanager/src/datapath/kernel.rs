@@ -1,0 +1,199 @@
+//! The real datapath: netlink for links and routes, `nft` for rules, /proc for parameters.
+//!
+//! Works in the network namespace of the process, which its parent has put it into.
+
+use super::conntrack::{self, Flows};
+use super::link::{self, Link};
+use super::netns::{Connection, Netns};
+use super::sysctl::Forwarding;
+use super::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, nft, sockets};
+use async_trait::async_trait;
+use roble_core::ports::Protocol;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// How long a link that was looked at from both ends is taken as unchanged, if its node side is still there.
+const TRUST: Duration = Duration::from_secs(20);
+
+/// The kernel's datapath, in the namespace of this process.
+pub struct KernelDatapath {
+    forwarding: Forwarding,
+    seen: Mutex<Seen>,
+}
+
+/// What this process has found or made; only saves work, and is empty after a restart.
+#[derive(Default)]
+struct Seen {
+    links: BTreeMap<String, SeenLink>,
+    forgotten: BTreeSet<Ipv4Addr>,
+    udp_ports: BTreeSet<u16>,
+    rules: Option<Rules>,
+}
+
+/// Rules that were loaded, and what `nft` said was there afterwards.
+struct Rules {
+    loaded: String,
+    listed: String,
+}
+
+struct SeenLink {
+    address: Ipv4Addr,
+    index: u32,
+    netns: (u64, u64),
+    at: Instant,
+}
+
+impl KernelDatapath {
+    /// Keeps what must be restored by [`clean_up`](Datapath::clean_up) in `state_dir`.
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            forwarding: Forwarding::new(state_dir.join("forwarding.json")),
+            seen: Mutex::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Datapath for KernelDatapath {
+    async fn set(&self, config: &DatapathConfig) -> Result<Vec<EndpointFailure>, DatapathError> {
+        let mut seen = self.seen.lock().await;
+        let mut failures = Vec::new();
+        let mut present = Vec::new();
+        for endpoint in &config.endpoints {
+            match Netns::open(&endpoint.netns) {
+                Ok(netns) => present.push((endpoint, netns)),
+                Err(error) => failures.push(EndpointFailure {
+                    link: endpoint.link.clone(),
+                    error,
+                }),
+            }
+        }
+        let opened = if present.is_empty() {
+            Vec::new()
+        } else {
+            self.forwarding.plan()?
+        };
+        // Rules first: a link that is up without them could send from any address.
+        let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
+        seen.load_rules(nft::render(&config.range, &endpoints, &opened)).await?;
+        self.forwarding.open(&opened)?;
+
+        let node = Connection::open()?;
+        let mut links = our_links(&node).await?;
+        for (name, link) in &links {
+            if !endpoints.iter().any(|endpoint| endpoint.link.as_str() == name) {
+                link::remove(&node.handle, link).await?;
+            }
+        }
+        for (endpoint, netns) in &present {
+            let name = endpoint.link.as_str();
+            let existing = links.remove(name);
+            let identity = netns.identity();
+            if seen.is_settled(endpoint, identity, existing.as_ref()) {
+                continue;
+            }
+            match link::ensure(&node.handle, netns, endpoint, config.range.gateway(), existing.as_ref()).await {
+                Ok(index) => {
+                    let link = SeenLink {
+                        address: endpoint.address,
+                        index,
+                        netns: identity,
+                        at: Instant::now(),
+                    };
+                    seen.links.insert(name.into(), link);
+                }
+                Err(error) => failures.push(EndpointFailure {
+                    link: endpoint.link.clone(),
+                    error,
+                }),
+            }
+        }
+        seen.links
+            .retain(|name, _| endpoints.iter().any(|endpoint| endpoint.link.as_str() == name));
+        seen.forget_flows(config, &endpoints);
+        Ok(failures)
+    }
+
+    async fn clean_up(&self) -> Result<(), DatapathError> {
+        *self.seen.lock().await = Seen::default();
+        let links = async {
+            let node = Connection::open()?;
+            for link in our_links(&node).await?.values() {
+                link::remove(&node.handle, link).await?;
+            }
+            Ok(())
+        };
+        // Links before rules: see `set`. Everything is tried, the first failure is told.
+        let links = links.await;
+        let forwarding = self.forwarding.restore();
+        let rules = nft::load(&nft::render_removal()).await;
+        links.and(forwarding).and(rules)
+    }
+
+    async fn listener(&self, protocol: Protocol, port: u16) -> Option<String> {
+        sockets::listener(protocol, port)
+    }
+}
+
+async fn our_links(node: &Connection) -> Result<BTreeMap<String, Link>, DatapathError> {
+    let links = link::list(&node.handle).await?.into_iter();
+    Ok(links
+        .filter(|link| link.name.starts_with(LINK_PREFIX))
+        .map(|link| (link.name.clone(), link))
+        .collect())
+}
+
+impl Seen {
+    /// Loads `text` unless it is in force already: loading sets the counters to zero.
+    async fn load_rules(&mut self, text: String) -> Result<(), DatapathError> {
+        if let Some(rules) = self.rules.take().filter(|rules| rules.loaded == text) {
+            if nft::list().await? == rules.listed {
+                self.rules = Some(rules);
+                return Ok(());
+            }
+            tracing::warn!("the rules were changed by somebody else and are loaded again");
+        }
+        nft::load(&text).await?;
+        self.rules = Some(Rules {
+            loaded: text,
+            listed: nft::list().await?,
+        });
+        Ok(())
+    }
+
+    fn is_settled(&self, endpoint: &Endpoint, netns: (u64, u64), existing: Option<&Link>) -> bool {
+        let (Some(known), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else {
+            return false;
+        };
+        let same = known.address == endpoint.address && known.netns == netns && known.index == link.index;
+        same && link.up && known.at.elapsed() < TRUST
+    }
+
+    /// Forgets flows to and from resting addresses, and UDP flows that began before their port was published; each once.
+    fn forget_flows(&mut self, config: &DatapathConfig, endpoints: &[&Endpoint]) {
+        let udp: BTreeSet<_> = endpoints
+            .iter()
+            .flat_map(|endpoint| &endpoint.ports)
+            .filter(|port| port.protocol == Protocol::Udp)
+            .map(|port| port.host)
+            .collect();
+        let resting = config.resting.difference(&self.forgotten);
+        let flows = resting
+            .flat_map(|address| [Flows::AnsweredBy(*address), Flows::BegunBy(*address)])
+            .chain(udp.difference(&self.udp_ports).map(|port| Flows::UdpTo(*port)));
+        for flows in flows {
+            if let Err(error) = conntrack::forget(flows) {
+                tracing::warn!(
+                    ?flows,
+                    error = &error as &dyn std::error::Error,
+                    "tracked flows were not forgotten"
+                );
+            }
+        }
+        self.forgotten.clone_from(&config.resting);
+        self.udp_ports = udp;
+    }
+}

@@ -1,0 +1,263 @@
+//! One container's link: a veth pair, made by one request with its far end already inside the container's namespace, so
+//! that a crash leaves a whole pair or none. No bridge: each container has a link of its own, with host routes and static
+//! neighbours on both sides, so containers share no broadcast domain and nobody answers for another's address.
+
+use super::netns::{Connection, Netns};
+use super::{DatapathError, Endpoint, NODE_MAC, sysctl};
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+/// How long a new link may take to carry packets; usually 1 ms, up to a second when many links change.
+const OPERATIONAL_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Name of the interface inside a container.
+pub const CONTAINER_INTERFACE: &str = "eth0";
+
+/// What the kernel says about one interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its index in its namespace; never used twice there.
+    pub index: u32,
+    /// Index of the other end, in the other end's namespace.
+    pub peer: Option<u32>,
+    /// Hardware address.
+    pub mac: Vec<u8>,
+    /// Administratively up.
+    pub up: bool,
+    /// Carries packets; comes a moment after both ends are up.
+    pub operational: bool,
+}
+
+impl Link {
+    fn read(message: &LinkMessage) -> Self {
+        let (mut name, mut peer, mut mac, mut operational) = (String::new(), None, Vec::new(), false);
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name.clone_from(text),
+                LinkAttribute::Link(index) => peer = Some(*index),
+                LinkAttribute::Address(bytes) => mac.clone_from(bytes),
+                LinkAttribute::OperState(state) => operational = *state == State::Up,
+                _ => {}
+            }
+        }
+        let up = message.header.flags.contains(LinkFlags::Up);
+        Self {
+            name,
+            index: message.header.index,
+            peer,
+            mac,
+            up,
+            operational,
+        }
+    }
+}
+
+fn failed(attempt: impl Into<String>) -> impl FnOnce(Error) -> DatapathError {
+    let attempt = attempt.into();
+    move |source| DatapathError::Netlink { attempt, source }
+}
+
+/// The error number of a refused request, e.g. 19 for ENODEV.
+fn errno(error: &Error) -> Option<i32> {
+    match error {
+        Error::NetlinkError(message) => message.code.map(|code| -code.get()),
+        _ => None,
+    }
+}
+
+/// All interfaces of the namespace of `handle`.
+///
+/// # Errors
+/// [`DatapathError::Netlink`].
+pub async fn list(handle: &Handle) -> Result<Vec<Link>, DatapathError> {
+    let links: Vec<_> = handle
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(failed("list links"))?;
+    Ok(links.iter().map(Link::read).collect())
+}
+
+async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, DatapathError> {
+    match handle.link().get().match_name(name).execute().try_next().await {
+        Ok(link) => Ok(link.as_ref().map(Link::read)),
+        Err(error) if errno(&error) == Some(nix::libc::ENODEV) => Ok(None),
+        Err(error) => Err(failed(format!("find link {name}"))(error)),
+    }
+}
+
+/// Removes a link with all its addresses and routes, and its other end; nothing happens if it is gone.
+///
+/// # Errors
+/// [`DatapathError::Netlink`].
+pub async fn remove(handle: &Handle, link: &Link) -> Result<(), DatapathError> {
+    match handle.link().del(link.index).execute().await {
+        Err(error) if errno(&error) != Some(nix::libc::ENODEV) => {
+            Err(failed(format!("remove link {}", link.name))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Brings the link of `endpoint` to what it shall be, making it anew if its ends do not belong together.
+/// Returns the index of the node's side.
+///
+/// `existing`: the link of that name, if there is one.
+///
+/// # Errors
+/// [`DatapathError`]; what was done so far stays and is taken up by the next call.
+pub async fn ensure(
+    node: &Handle,
+    netns: &Netns,
+    endpoint: &Endpoint,
+    gateway: Ipv4Addr,
+    existing: Option<&Link>,
+) -> Result<u32, DatapathError> {
+    let name = endpoint.link.as_str();
+    let inside = netns.connect().await?;
+    let container = find(&inside.handle, CONTAINER_INTERFACE).await?;
+    let is_pair = |host: &Link, container: &Link| {
+        host.peer == Some(container.index) && container.peer == Some(host.index) && container.mac == endpoint.mac()
+    };
+    let (host, container) = match (existing, container) {
+        (Some(host), Some(container)) if is_pair(host, &container) => (host.index, container.index),
+        (existing, container) => {
+            if let Some(host) = existing {
+                remove(node, host).await?;
+            }
+            if container.is_some() && find(&inside.handle, CONTAINER_INTERFACE).await?.is_some() {
+                return Err(DatapathError::InterfaceTaken {
+                    path: netns.path.clone(),
+                });
+            }
+            create(node, netns, endpoint).await?;
+            let missing = || failed(format!("find link {name} after making it"))(Error::RequestFailed);
+            let host = find(node, name).await?.ok_or_else(missing)?;
+            let container = find(&inside.handle, CONTAINER_INTERFACE).await?.ok_or_else(missing)?;
+            (host.index, container.index)
+        }
+    };
+    sysctl::prepare_link(name)?;
+    ensure_address(node, host, gateway).await?;
+    ensure_up(node, host).await?;
+    configure_container(&inside, container, endpoint, gateway).await?;
+    ensure_route(node, host, Some(endpoint.address), None).await?;
+    ensure_neighbour(node, host, endpoint.address, &endpoint.mac()).await?;
+    wait_operational(node, name).await?;
+    wait_operational(&inside.handle, CONTAINER_INTERFACE).await?;
+    Ok(host)
+}
+
+/// The kernel opens a link for packets in a work queue of its own, after the request to set it up was answered; whoever is
+/// told that a container is attached may send at once, and a first packet that is lost costs TCP a second.
+async fn wait_operational(handle: &Handle, name: &str) -> Result<(), DatapathError> {
+    let deadline = Instant::now() + OPERATIONAL_DEADLINE;
+    while !find(handle, name).await?.is_some_and(|link| link.operational) {
+        if Instant::now() > deadline {
+            return Err(failed(format!("wait for link {name} to carry packets"))(
+                Error::RequestFailed,
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+async fn create(node: &Handle, netns: &Netns, endpoint: &Endpoint) -> Result<(), DatapathError> {
+    let far_end = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(CONTAINER_INTERFACE)
+        .address(endpoint.mac().to_vec())
+        .setns_by_fd(netns.file.as_raw_fd())
+        .build();
+    let pair = LinkMessageBuilder::<LinkVeth>::new(endpoint.link.as_str(), CONTAINER_INTERFACE)
+        .address(NODE_MAC.to_vec())
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
+        .build();
+    node.link()
+        .add(pair)
+        .execute()
+        .await
+        .map_err(failed(format!("make link {}", endpoint.link)))
+}
+
+async fn configure_container(
+    inside: &Connection,
+    index: u32,
+    endpoint: &Endpoint,
+    gateway: Ipv4Addr,
+) -> Result<(), DatapathError> {
+    let handle = &inside.handle;
+    if let Some(loopback) = find(handle, "lo").await? {
+        ensure_up(handle, loopback.index).await?;
+    }
+    ensure_address(handle, index, endpoint.address).await?;
+    ensure_up(handle, index).await?;
+    ensure_neighbour(handle, index, gateway, &NODE_MAC).await?;
+    ensure_route(handle, index, Some(gateway), None).await?;
+    ensure_route(handle, index, None, Some(gateway)).await
+}
+
+async fn ensure_up(handle: &Handle, index: u32) -> Result<(), DatapathError> {
+    let message = LinkUnspec::new_with_index(index).up().build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(failed("set link up"))
+}
+
+async fn ensure_address(handle: &Handle, index: u32, address: Ipv4Addr) -> Result<(), DatapathError> {
+    let request = handle.address().add(index, address.into(), 32).replace();
+    request
+        .execute()
+        .await
+        .map_err(failed(format!("add address {address}")))
+}
+
+async fn ensure_neighbour(handle: &Handle, index: u32, address: Ipv4Addr, mac: &[u8]) -> Result<(), DatapathError> {
+    let request = handle.neighbours().add(index, address.into()).link_layer_address(mac);
+    let request = request.state(NeighbourState::Permanent).replace();
+    request
+        .execute()
+        .await
+        .map_err(failed(format!("add neighbour {address}")))
+}
+
+/// To the host `destination`, or to everywhere; on the link itself, or by way of `gateway`.
+async fn ensure_route(
+    handle: &Handle,
+    index: u32,
+    destination: Option<Ipv4Addr>,
+    gateway: Option<Ipv4Addr>,
+) -> Result<(), DatapathError> {
+    let mut route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index);
+    if let Some(destination) = destination {
+        route = route.destination_prefix(destination, 32);
+    }
+    route = match gateway {
+        Some(gateway) => route.gateway(gateway),
+        None => route.scope(RouteScope::Link),
+    };
+    let message = route.build();
+    debug_assert_eq!(message.header.address_family, AddressFamily::Inet);
+    let attempt = destination.map_or("add default route".into(), |to| format!("add route to {to}"));
+    handle
+        .route()
+        .add(message)
+        .replace()
+        .execute()
+        .await
+        .map_err(failed(attempt))
+}

@@ -1,0 +1,339 @@
+//! The node's tier: the engine of the core and the lower end of its link, joined. No I/O.
+
+use prost::Message;
+use rand::RngCore;
+use roble_core::engine::{
+    Command, Effect, Engine, Exit, Lease, NodeFacts, Observed, Outcome, StartFailure, StartedInfo,
+};
+use roble_core::ids::InstanceId;
+use roble_core::placement::{Offer, Profile};
+use roble_core::status::Reason;
+use roble_core::tier::{Output, Record, Tier, Write};
+use roble_core::time::{Boottime, Now};
+use roble_core::version::Version;
+use roble_link::Source;
+use roble_link::child::{ChildClocks, ChildEnd, ChildOutput};
+use roble_proto::convert::{decode_assignment, encode_status};
+use roble_proto::wire;
+
+/// Kind of record: an order exactly as received.
+const ORDER: &str = "order";
+/// Kind of record: how an instance ended for good.
+const OUTCOME: &str = "outcome";
+/// Kind of record: the highest version seen of an instance that is gone.
+const FLOOR: &str = "floor";
+
+/// What happens to a node.
+#[derive(Debug)]
+pub enum Event {
+    /// The transport to the cluster came up.
+    LinkUp,
+    /// The transport to the cluster went down.
+    LinkDown,
+    /// A message of the cluster.
+    Message(Vec<u8>),
+    /// Everything the runtime has.
+    Listed(Vec<Observed>),
+    /// A start ended.
+    Started {
+        /// Which instance.
+        instance: InstanceId,
+        /// For which version.
+        version: Version,
+        /// How.
+        result: Result<StartedInfo, StartFailure>,
+    },
+    /// A stop ended.
+    Gone {
+        /// Which instance.
+        instance: InstanceId,
+        /// How.
+        result: Result<(), Reason>,
+    },
+    /// A container ended by itself.
+    Exited {
+        /// Which instance.
+        instance: InstanceId,
+        /// The version it ran for.
+        version: Version,
+        /// How.
+        exit: Exit,
+    },
+}
+
+/// What a node asks of its shell.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    /// Send this to the cluster; it may be lost.
+    Send(Vec<u8>),
+    /// Let the runtime work.
+    Run(Command),
+    /// Dial a stream to the cluster and send the logs of an instance.
+    OpenStream {
+        /// The stream's id.
+        stream: String,
+        /// Whose logs.
+        instance: InstanceId,
+        /// Go on as they grow.
+        follow: bool,
+        /// Lines from the end; `None`: all.
+        tail: Option<u32>,
+    },
+    /// The link's session stands, or is lost: for logs and readiness.
+    Connected(bool),
+    /// A message could not be understood: counted.
+    Violation(String),
+}
+
+/// The node. See the module's text.
+#[derive(Debug)]
+pub struct NodeTier {
+    engine: Engine,
+    link: ChildEnd,
+    started: Boottime,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its name.
+    pub name: String,
+    /// Address at which its published ports are reached.
+    pub address: String,
+    /// What it is and may give away.
+    pub facts: NodeFacts,
+    /// Timing of the link.
+    pub clocks: ChildClocks,
+    /// Software version.
+    pub software: String,
+}
+
+struct Reports<'a>(&'a Engine);
+
+impl Source for Reports<'_> {
+    fn value(&self, _: wire::SetKind, key: &str) -> Option<Vec<u8>> {
+        self.0.status(key.parse().ok()?).map(|status| encode_status(&status))
+    }
+}
+
+impl NodeTier {
+    /// Takes up what was stored. `complete`: the store is not known to have lost anything.
+    /// Returns the records that could not be read, for the log.
+    pub fn new(
+        config: NodeConfig,
+        records: &[Record],
+        complete: bool,
+        now: Now,
+        rng: &mut dyn RngCore,
+    ) -> (Self, Vec<String>) {
+        let mut engine = Engine::new(config.facts.clone(), complete);
+        let mut link = ChildEnd::new(config.clocks, rng.next_u64(), &config.software);
+        let mut bad = Vec::new();
+        for record in records.iter().filter(|record| record.kind == ORDER) {
+            let outcome = records
+                .iter()
+                .find(|other| other.kind == OUTCOME && other.id == record.id)
+                .and_then(|other| serde_json::from_slice::<Outcome>(&other.value).ok());
+            match decode_assignment(&record.id, &record.value) {
+                Ok(order) => {
+                    link.restore_order(&record.id, &record.value);
+                    engine.restore(order, outcome);
+                }
+                Err(error) => bad.push(format!("order {}: {error}", record.id)),
+            }
+        }
+        for record in records.iter().filter(|record| record.kind == FLOOR) {
+            if let (Ok(instance), Ok(version)) = (record.id.parse(), serde_json::from_slice(&record.value)) {
+                engine.restore_floor(instance, version);
+            }
+        }
+        link.set_profile(profile(&config));
+        let mut tier = Self {
+            engine,
+            link,
+            started: now.boot,
+        };
+        let instances: Vec<InstanceId> = tier.engine.instances().collect();
+        for instance in instances {
+            tier.report(instance);
+        }
+        (tier, bad)
+    }
+
+    /// The engine, to be looked at.
+    pub const fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Whether the session with the cluster stands.
+    pub const fn is_connected(&self) -> bool {
+        self.link.is_connected()
+    }
+
+    fn report(&mut self, instance: InstanceId) {
+        let status = self.engine.status(instance).map(|status| encode_status(&status));
+        self.link.set_status(&instance.to_string(), status.as_deref());
+    }
+
+    fn handle(&mut self, outputs: Vec<ChildOutput>, out: &mut Output<Act>) {
+        for output in outputs {
+            match output {
+                ChildOutput::Send(frame) => out.acts.push(Act::Send(frame.encode_to_vec())),
+                ChildOutput::Order { key, value } => match decode_assignment(&key, &value) {
+                    Ok(order) => {
+                        let instance = order.instance;
+                        self.engine.order(order.clone());
+                        if self.engine.order_of(instance) == Some(&order) {
+                            // Stored exactly as received, so that its digest stays the parent's.
+                            out.writes.push(Write::put(ORDER, &key, value));
+                            out.writes.push(Write::delete(FLOOR, &key));
+                        }
+                    }
+                    Err(error) => out.acts.push(Act::Violation(format!("order {key}: {error}"))),
+                },
+                ChildOutput::Withdraw(key) => {
+                    if let Ok(instance) = key.parse() {
+                        self.engine.withdraw(instance);
+                    }
+                }
+                ChildOutput::Complete => self.engine.set_complete(),
+                ChildOutput::Request(request) => self.answer(request, out),
+                ChildOutput::Connected(connected) => out.acts.push(Act::Connected(connected)),
+            }
+        }
+    }
+
+    fn answer(&mut self, request: wire::Request, out: &mut Output<Act>) {
+        let what = match request.what {
+            Some(wire::request::What::OpenStream(open)) => match (open.instance.parse(), open.logs) {
+                (Ok(instance), Some(logs)) => {
+                    out.acts.push(Act::OpenStream {
+                        stream: open.stream,
+                        instance,
+                        follow: logs.follow,
+                        tail: logs.tail,
+                    });
+                    wire::response::What::Json(b"{}".to_vec())
+                }
+                _ => failure("invalid", "which stream is not understood"),
+            },
+            _ => failure("unsupported", "a node does not answer this"),
+        };
+        if let Some(ChildOutput::Send(frame)) = self.link.respond(request.id, what) {
+            out.acts.push(Act::Send(frame.encode_to_vec()));
+        }
+    }
+
+    /// Decides what is due, stores what changed, reports it.
+    fn settle(&mut self, now: Now, out: &mut Output<Act>) {
+        let lease = match self.link.acked_at() {
+            Some(acked) if now.boot.since(acked) < self.link.fence_ms() => Lease::Held,
+            None if now.boot.since(self.started) < self.link.fence_ms() => Lease::Unknown,
+            _ => Lease::Lost,
+        };
+        self.engine.set_lease(lease);
+        let commands = self.engine.reconcile(now);
+        for effect in self.engine.take_effects() {
+            match effect {
+                Effect::Store(instance) => self.store(instance, out),
+                Effect::Status(instance) => self.report(instance),
+            }
+        }
+        out.acts.extend(commands.into_iter().map(Act::Run));
+        let outputs = self.link.flush(&Reports(&self.engine));
+        self.handle(outputs, out);
+    }
+
+    fn store(&self, instance: InstanceId, out: &mut Output<Act>) {
+        match self.engine.stored(instance) {
+            Some(stored) => match stored.outcome.and_then(|outcome| serde_json::to_vec(outcome).ok()) {
+                Some(outcome) => out.writes.push(Write::put(OUTCOME, instance, outcome)),
+                None => out.writes.push(Write::delete(OUTCOME, instance)),
+            },
+            None => {
+                out.writes.push(Write::delete(ORDER, instance));
+                out.writes.push(Write::delete(OUTCOME, instance));
+                let floor = self
+                    .engine
+                    .floor(instance)
+                    .and_then(|floor| serde_json::to_vec(floor).ok());
+                out.writes.extend(floor.map(|floor| Write::put(FLOOR, instance, floor)));
+            }
+        }
+    }
+}
+
+impl Tier for NodeTier {
+    type Event = Event;
+    type Act = Act;
+
+    fn on(&mut self, event: Event, now: Now, rng: &mut dyn RngCore) -> Output<Act> {
+        let mut out = Output::default();
+        match event {
+            Event::LinkUp => self.link.transport_up(now),
+            Event::LinkDown => {
+                let outputs = self.link.transport_down();
+                self.handle(outputs, &mut out);
+            }
+            Event::Message(bytes) => match wire::Frame::decode(bytes.as_slice()) {
+                Ok(frame) => {
+                    let outputs = self.link.receive(frame, &Reports(&self.engine), now);
+                    self.handle(outputs, &mut out);
+                }
+                Err(error) => out.acts.push(Act::Violation(error.to_string())),
+            },
+            Event::Listed(list) => self.engine.hear_list(&list, now, rng),
+            Event::Started {
+                instance,
+                version,
+                result,
+            } => {
+                self.engine.hear_started(instance, &version, result, now, rng);
+            }
+            Event::Gone { instance, result } => self.engine.hear_gone(instance, result, now, rng),
+            Event::Exited {
+                instance,
+                version,
+                exit,
+            } => self.engine.hear_exit(instance, &version, exit, now, rng),
+        }
+        self.settle(now, &mut out);
+        out
+    }
+
+    fn tick(&mut self, now: Now, rng: &mut dyn RngCore) -> Output<Act> {
+        let mut out = Output::default();
+        self.engine.tick(now);
+        self.settle(now, &mut out);
+        let outputs = self.link.tick(now, rng);
+        self.handle(outputs, &mut out);
+        out
+    }
+
+    fn next_due(&self) -> Option<Boottime> {
+        self.engine.next_due().into_iter().chain(self.link.next_due()).min()
+    }
+}
+
+fn failure(code: &str, message: &str) -> wire::response::What {
+    wire::response::What::Failure(wire::Failure {
+        code: code.to_owned(),
+        message: message.to_owned(),
+    })
+}
+
+fn profile(config: &NodeConfig) -> Profile {
+    Profile {
+        name: config.name.clone(),
+        labels: Default::default(),
+        address: config.address.clone(),
+        virtualizations: config.facts.virtualizations.clone(),
+        offers: vec![Offer {
+            labels: config.facts.labels.clone(),
+            count: 1,
+            allocatable: config.facts.allocatable,
+            largest_free: vec![config.facts.allocatable],
+        }],
+        software: config.software.clone(),
+    }
+}

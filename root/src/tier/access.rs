@@ -1,0 +1,227 @@
+//! Who may call what: sessions, one-time credentials, and the dispatch of calls after the check.
+
+use super::model::{self, Credential, Session, User};
+use super::{Act, Answer, Call, Caller, Refusal, RootTier};
+use rand::RngCore;
+use roble_core::ids::EventId;
+use roble_core::registry::sha256_hex;
+use roble_core::tier::{Output, Write};
+use roble_core::time::{Now, Timestamp};
+use roble_proto::rest::{self, UserView, WhoAmI};
+
+impl RootTier {
+    /// Answers a call; `None` if the answer comes later.
+    pub(super) fn call(
+        &mut self,
+        number: u64,
+        caller: &Caller,
+        call: Call,
+        now: Now,
+        rng: &mut dyn RngCore,
+        out: &mut Output<Act>,
+    ) -> Option<Answer> {
+        // What needs no session of a user.
+        match (caller, call) {
+            (_, Call::Login(login)) => Some(self.login(&login, now, rng, out)),
+            (_, Call::Join { request, key_sha256 }) => Some(self.join(&request, &key_sha256, now, rng, out)),
+            (Caller::Cluster(key), Call::Renew) => Some(self.renew(key)),
+            (Caller::Local, Call::NewCredential) => Some(self.new_credential(now, rng, out)),
+            (_, Call::NewCredential | Call::Renew) => Some(Err(forbidden())),
+            (_, call) => match self.user(caller, now) {
+                Ok(user) => self.call_of(number, &user, call, now, rng, out),
+                Err(refusal) => Some(Err(refusal)),
+            },
+        }
+    }
+
+    fn call_of(
+        &mut self,
+        number: u64,
+        user: &User,
+        call: Call,
+        now: Now,
+        rng: &mut dyn RngCore,
+        out: &mut Output<Act>,
+    ) -> Option<Answer> {
+        let own = user.organization;
+        let writes = out.writes.len();
+        let audit = describe(&call);
+        let answer = match call {
+            Call::WhoAmI => Some(self.who_am_i(user)),
+            Call::Apply { descriptor, dry_run } => Some(self.apply(own, &descriptor, dry_run, now, rng, out)),
+            Call::Applications(reference) => Some(self.applications(own, reference.as_deref())),
+            Call::Services(reference) => Some(self.services(own, reference.as_deref())),
+            Call::Instances(reference) => Some(self.instances(own, reference.as_deref(), now)),
+            Call::DeleteApplication(reference) => Some(self.delete_application(own, &reference, now, rng, out)),
+            Call::DeleteService(reference) => Some(self.delete_service(own, &reference, now, rng, out)),
+            Call::Scale { service, replicas } => Some(self.scale(own, &service, replicas, now, rng, out)),
+            Call::Events { after, about } => Some(self.list_events(user, after, about.as_deref())),
+            Call::Explain(reference) => self.explain(number, own, &reference, now),
+            Call::OpenLogs {
+                instance,
+                stream,
+                follow,
+                tail,
+            } => self.open_logs(number, own, &instance, stream, follow, tail, now),
+            // Clusters, nodes and tokens are the operators'.
+            _ if !user.is_admin => Some(Err(forbidden())),
+            Call::Clusters(reference) => Some(self.clusters(reference.as_deref(), now)),
+            Call::ChangeCluster(reference, change) => Some(self.change_cluster(&reference, change, now, out)),
+            Call::Nodes { cluster } => self.nodes(number, cluster.as_deref(), now),
+            Call::ChangeNode(reference, change) => self.change_node(number, reference, change, now),
+            Call::CreateToken(create) => self.create_token(number, &create, now, rng, out),
+            Call::Tokens => self.tokens(number, now),
+            Call::DeleteToken(id) => Some(self.delete_token(&id, out)),
+            Call::Login(_) | Call::NewCredential | Call::Join { .. } | Call::Renew => Some(Err(forbidden())),
+        };
+        let mutated = out.writes.len() > writes;
+        if let Some((action, object)) = audit.filter(|_| mutated || answer.is_none()) {
+            out.writes.push(audit_write(now.wall, user, action, &object, rng));
+        }
+        answer
+    }
+
+    fn user(&self, caller: &Caller, now: Now) -> Result<User, Refusal> {
+        let user = match caller {
+            Caller::Session(token_sha256) => {
+                let session = self
+                    .sessions
+                    .get(token_sha256)
+                    .filter(|session| session.expires_at > now.wall);
+                session.and_then(|session| self.users.get(&session.user))
+            }
+            Caller::Local => self.users.values().find(|user| user.is_admin),
+            Caller::Anonymous | Caller::Cluster(_) => None,
+        };
+        let message = "log in first: `roble login URL --credential ...`; the session may have expired";
+        user.cloned().ok_or_else(|| Refusal::new(401, "not-logged-in", message))
+    }
+
+    fn user_view(&self, user: &User) -> UserView {
+        let organization_name = self
+            .organizations
+            .get(&user.organization)
+            .map(|o| o.name.clone())
+            .unwrap_or_default();
+        UserView {
+            id: user.id,
+            name: user.name.clone(),
+            organization: user.organization,
+            organization_name,
+            is_admin: user.is_admin,
+        }
+    }
+
+    fn who_am_i(&self, user: &User) -> Answer {
+        super::views::json(&WhoAmI {
+            user: self.user_view(user),
+            root_version: self.config.software.clone(),
+        })
+    }
+
+    fn login(&mut self, login: &rest::Login, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) -> Answer {
+        let wrong = || {
+            let message = "the credential is not valid, or was used before; `roble-root credential` on the root's machine makes a new one";
+            Refusal::new(401, "credential-invalid", message)
+        };
+        let credential = self
+            .credentials
+            .remove(&sha256_hex(login.credential.trim().as_bytes()))
+            .ok_or_else(wrong)?;
+        let user = self.users.get(&credential.user).cloned().ok_or_else(wrong)?;
+        let token = format!("roble_{}", secret(rng));
+        let session = Session {
+            token_sha256: sha256_hex(token.as_bytes()),
+            user: user.id,
+            client: login.client.chars().take(128).collect(),
+            expires_at: Timestamp::from_millis(now.wall.as_millis().saturating_add(self.config.session_ms)),
+        };
+        out.writes.push(Write::delete("credential", &credential.sha256));
+        out.writes
+            .push(model::put("session", &session.token_sha256, None, &session));
+        out.writes
+            .push(audit_write(now.wall, &user, "login", &session.client, rng));
+        let expires_at = session.expires_at;
+        self.sessions.insert(session.token_sha256.clone(), session);
+        super::views::json(&rest::Session {
+            token,
+            user: self.user_view(&user),
+            expires_at,
+        })
+    }
+
+    fn new_credential(&mut self, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) -> Answer {
+        let admin = self.users.values().find(|user| user.is_admin).cloned();
+        let admin = admin.ok_or_else(|| Refusal::new(500, "no-admin", "there is no admin user in the store"))?;
+        let secret = secret(rng);
+        let credential = Credential {
+            sha256: sha256_hex(secret.as_bytes()),
+            user: admin.id,
+            created_at: now.wall,
+        };
+        // Only the newest one is valid.
+        for old in std::mem::take(&mut self.credentials).into_keys() {
+            out.writes.push(Write::delete("credential", old));
+        }
+        out.writes
+            .push(model::put("credential", &credential.sha256, None, &credential));
+        out.writes
+            .push(audit_write(now.wall, &admin, "new-credential", "admin", rng));
+        self.credentials.insert(credential.sha256.clone(), credential);
+        Ok(serde_json::json!({ "credential": secret }))
+    }
+
+    fn list_events(&self, user: &User, after: Option<EventId>, about: Option<&str>) -> Answer {
+        let visible = |scope: &Option<_>| *scope == Some(user.organization) || (scope.is_none() && user.is_admin);
+        let matches = |event: &rest::EventView| {
+            after.is_none_or(|after| event.id > after) && about.is_none_or(|about| is_about(&event.about, about))
+        };
+        let events = self
+            .events
+            .iter()
+            .filter(|(scope, event)| visible(scope) && matches(event));
+        super::views::json(&events.map(|(_, event)| event).collect::<Vec<_>>())
+    }
+}
+
+/// Whether an event about `subject` is of interest to who follows `about`: the same, or below it.
+pub fn is_about(subject: &str, about: &str) -> bool {
+    subject
+        .strip_prefix(about)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '.']))
+}
+
+fn secret(rng: &mut dyn RngCore) -> String {
+    let mut bytes = [0_u8; 32];
+    rng.fill_bytes(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn forbidden() -> Refusal {
+    Refusal::new(403, "forbidden", "this needs rights that the caller does not have")
+}
+
+/// Action and object of a call that changes something.
+fn describe(call: &Call) -> Option<(&'static str, String)> {
+    Some(match call {
+        Call::Apply {
+            dry_run: false,
+            descriptor,
+        } => ("apply", format!("{} bytes", descriptor.len())),
+        Call::DeleteApplication(reference) => ("delete-application", reference.clone()),
+        Call::DeleteService(reference) => ("delete-service", reference.clone()),
+        Call::Scale { service, replicas } => ("scale", format!("{service} to {replicas}")),
+        Call::ChangeCluster(reference, change) => ("change-cluster", format!("{reference} {change:?}")),
+        Call::ChangeNode(reference, change) => ("change-node", format!("{reference} {change:?}")),
+        Call::CreateToken(create) => ("create-token", create.kind.to_string()),
+        Call::DeleteToken(id) => ("delete-token", id.clone()),
+        _ => return None,
+    })
+}
+
+fn audit_write(at: Timestamp, user: &User, action: &str, object: &str, rng: &mut dyn RngCore) -> Write {
+    let id = EventId::generate(at, rng);
+    let object: String = object.chars().take(256).collect();
+    let record = serde_json::json!({ "at": at, "user": user.name, "action": action, "object": object });
+    model::put("audit", &id, Some(user.organization), &record)
+}
