@@ -57,20 +57,34 @@ fn main() -> anyhow::Result<()> {
 async fn serve(folder: &Path) -> anyhow::Result<()> {
     let authority = Authority::load(&folder.join(AUTHORITY), Lifetimes::default())?.context("authority")?;
     let clock = Arc::new(VerifierClock::volatile(Arc::new(SystemClock)));
-    let tls = ServerTls::builder(&cluster(&authority, &clock)?, clock).protocol(Protocol::Raw).build()?;
+    let tls = ServerTls::builder(&cluster(&authority, &clock)?, clock)
+        .protocol(Protocol::Raw)
+        .build()?;
     let socket = serve::bind(([127, 0, 0, 1], 0).into()).await?;
     println!("{}", socket.local_addr()?.port());
     std::io::stdout().flush()?;
     let broker = EmbeddedBroker::new(Limits::default());
-    let limits = serve::Limits { connections: 5000, connections_per_peer: 5000, ..serve::Limits::default() };
-    let listener = Listener { socket, tls, cluster: CLUSTER, limits, metrics: ServeMetrics::default() };
+    let limits = serve::Limits {
+        connections: 5000,
+        connections_per_peer: 5000,
+        ..serve::Limits::default()
+    };
+    let listener = Listener {
+        socket,
+        tls,
+        cluster: CLUSTER,
+        limits,
+        metrics: ServeMetrics::default(),
+    };
     let (echo, commands) = (broker.clone(), broker.clone());
     tokio::spawn(async move { answer(&echo).await });
     tokio::task::spawn_blocking(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             if let Ok(node) = line.parse() {
                 let commands = commands.clone();
-                tokio::runtime::Handle::current().block_on(async move { commands.revoke(node).await }).ok();
+                tokio::runtime::Handle::current()
+                    .block_on(async move { commands.revoke(node).await })
+                    .ok();
             }
         }
         std::process::exit(0);
@@ -108,7 +122,12 @@ async fn measure(kind: &str, count: usize, folder: &Path) -> anyhow::Result<()> 
     let mut mosquitto = None;
     let (port, pid) = if kind == "embedded" {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut started = command.arg("serve").arg(folder).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut started = command
+            .arg("serve")
+            .arg(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let mut line = String::new();
         std::io::BufReader::new(started.stdout.take().context("stdout")?).read_line(&mut line)?;
         let pid = started.id();
@@ -142,7 +161,10 @@ async fn measure(kind: &str, count: usize, folder: &Path) -> anyhow::Result<()> 
     let full = pss_kib(pid)?;
     println!("{kind}: PSS {empty} KiB with 0 clients, {full} KiB with {count}");
     println!("{kind}: {:.1} KiB per client", (full - empty) as f64 / count as f64);
-    println!("{kind}: {:.0} connections per second, both ends on this machine", count as f64 / elapsed.as_secs_f64());
+    println!(
+        "{kind}: {:.0} connections per second, both ends on this machine",
+        count as f64 / elapsed.as_secs_f64()
+    );
 
     let (node, mut stream) = clients.swap_remove(0)?;
     let before = Instant::now();
@@ -168,7 +190,14 @@ async fn measure(kind: &str, count: usize, folder: &Path) -> anyhow::Result<()> 
 async fn connect(node: NodeId, dialer: &Dialer, port: u16) -> anyhow::Result<(NodeId, TlsStream<TcpStream>)> {
     let dialer = dialer.clone().with_timeout(Duration::from_secs(60));
     let mut stream = dialer.connect(&format!("127.0.0.1:{port}")).await?;
-    let topic = |direction| Topic { node, branch: Branch::Engine, direction }.to_string();
+    let topic = |direction| {
+        Topic {
+            node,
+            branch: Branch::Engine,
+            direction,
+        }
+        .to_string()
+    };
     let mut subscribe = Subscribe::new(topic(Direction::Down), QoS::AtMostOnce);
     subscribe.pkid = 1;
     let mut connect = Connect::new(client_id(node, Branch::Engine));
@@ -177,7 +206,11 @@ async fn connect(node: NodeId, dialer: &Dialer, port: u16) -> anyhow::Result<(No
     for packet in [
         Packet::Connect(connect),
         Packet::Subscribe(subscribe),
-        Packet::Publish(Publish::from_bytes(topic(Direction::Up), QoS::AtMostOnce, Bytes::from(vec![7; 1024]))),
+        Packet::Publish(Publish::from_bytes(
+            topic(Direction::Up),
+            QoS::AtMostOnce,
+            Bytes::from(vec![7; 1024]),
+        )),
     ] {
         packet.write(&mut out, usize::MAX)?;
     }
@@ -195,18 +228,29 @@ async fn connect(node: NodeId, dialer: &Dialer, port: u16) -> anyhow::Result<(No
 fn node_credential(authority: &Authority, clock: &VerifierClock, node: NodeId) -> anyhow::Result<Credential> {
     let key = PrivateKey::generate()?;
     let request = VerifiedRequest::parse(&key.request()?)?;
-    Ok(Credential::new(key, authority.issue_node(&node.to_string(), &request, clock.now())?.chain)?)
+    Ok(Credential::new(
+        key,
+        authority.issue_node(&node.to_string(), &request, clock.now())?.chain,
+    )?)
 }
 
 fn cluster(authority: &Authority, clock: &VerifierClock) -> anyhow::Result<Credential> {
     let key = PrivateKey::generate()?;
     let request = VerifiedRequest::parse(&key.request()?)?;
-    Ok(Credential::new(key, authority.issue_cluster(&CLUSTER.to_string(), &request, clock.now())?.chain)?)
+    Ok(Credential::new(
+        key,
+        authority
+            .issue_cluster(&CLUSTER.to_string(), &request, clock.now())?
+            .chain,
+    )?)
 }
 
 fn client(authority: &Authority, credential: &Credential, clock: &Arc<VerifierClock>) -> anyhow::Result<ClientTls> {
-    let builder =
-        ClientTls::trusting(Identity::cluster(&CLUSTER.to_string())?, &[authority.root().clone()], clock.clone());
+    let builder = ClientTls::trusting(
+        Identity::cluster(&CLUSTER.to_string())?,
+        &[authority.root().clone()],
+        clock.clone(),
+    );
     Ok(builder.credential(credential).protocol(Protocol::Raw).build()?)
 }
 
@@ -231,7 +275,10 @@ async fn start_mosquitto(
         authority: root,
         tls: Arc::new(move || Ok(tls.config())),
         clients,
-        backoff: Backoff { base_ms: 50, cap_ms: 500 },
+        backoff: Backoff {
+            base_ms: 50,
+            cap_ms: 500,
+        },
     };
     Ok(MosquittoBroker::start(config, 1).await?)
 }
@@ -239,6 +286,9 @@ async fn start_mosquitto(
 /// Proportional share of memory of a process.
 fn pss_kib(pid: u32) -> anyhow::Result<i64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss line")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .context("no Pss line")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

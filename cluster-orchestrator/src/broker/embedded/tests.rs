@@ -26,7 +26,12 @@ fn broker() -> EmbeddedBroker {
 }
 
 fn topic(node: NodeId, branch: Branch, direction: Direction) -> String {
-    Topic { node, branch, direction }.to_string()
+    Topic {
+        node,
+        branch,
+        direction,
+    }
+    .to_string()
 }
 
 impl Raw {
@@ -35,7 +40,10 @@ impl Raw {
         let (stream, far) = tokio::io::duplex(pipe_bytes);
         let broker = broker.clone();
         tokio::spawn(async move { broker.serve(node, far).await });
-        Self { stream, buffer: BytesMut::new() }
+        Self {
+            stream,
+            buffer: BytesMut::new(),
+        }
     }
 
     fn open(broker: &EmbeddedBroker, node: NodeId) -> Self {
