@@ -75,6 +75,26 @@ async fn contract() {
     suite::run(&Embedded::start().await).await;
 }
 
+/// The same with an acknowledgement for every packet.
+struct Acknowledged(Embedded);
+
+impl Harness for Acknowledged {
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.0.broker()
+    }
+
+    fn transport(&self, node: NodeId, branch: Branch) -> Box<dyn Transport> {
+        let mut config = roble_link::mqtt::MqttConfig::new("127.0.0.1", self.0.port, node, branch);
+        config.at_least_once = true;
+        Box::new(self.0.tree.dial(config))
+    }
+}
+
+#[tokio::test]
+async fn contract_with_acknowledgements() {
+    suite::run(&Acknowledged(Embedded::start().await)).await;
+}
+
 /// The certificate that the server shows to a new connection.
 async fn shown(harness: &Embedded, with: &Credential) -> Vec<u8> {
     let dialer = roble_daemon::tls::Dialer::new(harness.tree.client(with));
