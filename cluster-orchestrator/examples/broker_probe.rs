@@ -63,7 +63,7 @@ async fn serve(folder: &Path) -> anyhow::Result<()> {
     let socket = serve::bind(([127, 0, 0, 1], 0).into()).await?;
     println!("{}", socket.local_addr()?.port());
     std::io::stdout().flush()?;
-    let broker = EmbeddedBroker::new(Limits::default());
+    let (broker, metrics) = (EmbeddedBroker::new(Limits::default()), ServeMetrics::default());
     let limits = serve::Limits {
         connections: 5000,
         connections_per_peer: 5000,
@@ -87,6 +87,8 @@ async fn serve(folder: &Path) -> anyhow::Result<()> {
                     .ok();
             }
         }
+        eprintln!("{:?}", commands.stats());
+        eprintln!("{metrics:?}");
         std::process::exit(0);
     });
     Ok(broker.listen(listener, CancellationToken::new()).await?)
@@ -135,10 +137,8 @@ async fn measure(kind: &str, count: usize, folder: &Path) -> anyhow::Result<()> 
         (line.trim().parse()?, pid)
     } else {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let broker = Arc::new(start_mosquitto(&authority, &clock, folder, port, count).await?);
-        for (node, _) in &nodes {
-            broker.admit(*node).await?;
-        }
+        let admitted = nodes.iter().map(|(node, _)| *node).collect();
+        let broker = Arc::new(start_mosquitto(&authority, &clock, folder, port, admitted).await?);
         let pid = broker.child().context("mosquitto runs")?;
         let echo = broker.clone();
         tokio::spawn(async move { answer(echo.as_ref()).await });
@@ -215,6 +215,8 @@ async fn connect(node: NodeId, dialer: &Dialer, port: u16) -> anyhow::Result<(No
         packet.write(&mut out, usize::MAX)?;
     }
     stream.write_all(&out).await?;
+    // Without it a rest may stay in the TLS buffer.
+    stream.flush().await?;
     let mut buffer = BytesMut::new();
     loop {
         match Packet::read(&mut buffer, 1 << 20) {
@@ -259,7 +261,7 @@ async fn start_mosquitto(
     clock: &Arc<VerifierClock>,
     folder: &Path,
     port: u16,
-    clients: usize,
+    admitted: Vec<NodeId>,
 ) -> anyhow::Result<MosquittoBroker> {
     let (credential, root) = (folder.join("cluster.pem"), folder.join("root.pem"));
     let own = cluster(authority, clock)?;
@@ -274,7 +276,8 @@ async fn start_mosquitto(
         credential,
         authority: root,
         tls: Arc::new(move || Ok(tls.config())),
-        clients,
+        clients: admitted.len(),
+        admitted,
         backoff: Backoff {
             base_ms: 50,
             cap_ms: 500,
