@@ -153,7 +153,7 @@ pub trait Broker: Send + Sync {
     /// clients that send are made to wait, each on its own account.
     async fn next(&self) -> BrokerEvent;
 
-    /// Lets `node` in, for the first time or again. Called for every known node after each start, and before a new node is
+    /// Lets `node` in, for the first time or again. Called before a new node is
     /// given its certificate; may be repeated. A broker that goes by certificates alone needs it only after `revoke`.
     async fn admit(&self, node: NodeId) -> Result<(), BrokerError>;
 

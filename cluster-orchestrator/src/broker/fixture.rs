@@ -85,7 +85,12 @@ impl Tree {
 
     /// A node that dials a broker at this port of this machine, and comes back fast.
     pub(super) fn transport(&self, port: u16, node: NodeId, branch: Branch) -> MqttTransport {
-        let mut config = MqttConfig::new("127.0.0.1", port, node, branch);
+        self.dial(MqttConfig::new("127.0.0.1", port, node, branch))
+    }
+
+    /// As [`transport`](Self::transport), with other settings.
+    pub(super) fn dial(&self, mut config: MqttConfig) -> MqttTransport {
+        let node = config.node;
         config.backoff = Backoff {
             base_ms: 20,
             cap_ms: 200,

@@ -65,6 +65,8 @@ pub struct MosquittoConfig {
     pub authority: PathBuf,
     /// How the cluster's own client dials: with the cluster's certificate.
     pub tls: TlsSource,
+    /// Nodes let in from the start; each [`Broker::admit`] later costs the child a reload.
+    pub admitted: Vec<NodeId>,
     /// Most clients at a time.
     pub clients: usize,
     /// Waits between restarts of the child and between the client's dials.
@@ -179,7 +181,7 @@ impl Shared {
 
 impl MosquittoBroker {
     /// Writes the configuration and starts the child and the cluster's client; both come back by themselves. Must be
-    /// called within a tokio runtime. Nobody is let in before [`Broker::admit`].
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// [`BrokerError::Start`] if the folder cannot be written or the program cannot be started at all.
@@ -188,13 +190,17 @@ impl MosquittoBroker {
         files::prepare(&config).map_err(start)?;
         let (report, events) = mpsc::channel(EVENTS);
         let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                admitted: config.admitted.iter().copied().collect(),
+                ..State::default()
+            }),
             config,
-            state: Mutex::default(),
             reloads: watch::Sender::new(0),
             reloading: tokio::sync::Mutex::default(),
             report: tokio::sync::Mutex::new(report),
         });
         let first = supervise::spawn(&shared.config).map_err(start)?;
+        shared.state().child = supervise::pid(&first);
         let (client, link) = link::new(&shared, seed);
         let mut tasks = JoinSet::new();
         tasks.spawn(supervise::run(shared.clone(), first, seed));
@@ -205,6 +211,11 @@ impl MosquittoBroker {
             events: tokio::sync::Mutex::new(events),
             _tasks: tasks,
         })
+    }
+
+    /// Process id of the child, if it runs.
+    pub fn child(&self) -> Option<u32> {
+        self.shared.state().child.and_then(|pid| pid.as_raw().try_into().ok())
     }
 }
 

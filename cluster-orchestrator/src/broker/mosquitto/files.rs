@@ -40,12 +40,12 @@ pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
     write_atomic(path, text.as_bytes(), SECRET_MODE).map_err(io::Error::other)
 }
 
-/// The folder with the configuration, and an access list with the cluster alone.
+/// The folder with the configuration, and the first access list.
 pub(super) fn prepare(config: &MosquittoConfig) -> io::Result<()> {
     ensure_private_dir(&config.folder).map_err(io::Error::other)?;
     write(
         &config.folder.join(ACCESS_LIST),
-        &access_list(config.cluster, &BTreeSet::new()),
+        &access_list(config.cluster, &config.admitted.iter().copied().collect()),
     )?;
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid())?.map_or_else(|| "nobody".into(), |user| user.name);
     write(&config.folder.join(CONFIGURATION), &configuration(config, &user)?)

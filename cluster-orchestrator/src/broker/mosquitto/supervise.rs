@@ -47,6 +47,11 @@ fn start(mut command: Command, config: &MosquittoConfig) -> io::Result<Child> {
     command.kill_on_drop(true).spawn()
 }
 
+/// Its process id; `setpriv` has become the program itself.
+pub(super) fn pid(child: &Child) -> Option<Pid> {
+    child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw)
+}
+
 /// Runs until dropped. `first`: already started, so that a missing program is an error of the start.
 pub(super) async fn run(shared: Arc<Shared>, first: Child, seed: u64) {
     let mut rng = SmallRng::seed_from_u64(seed);
@@ -55,7 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>, first: Child, seed: u64) {
         let started = Instant::now();
         match next {
             Ok(mut child) => {
-                shared.state().child = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+                shared.state().child = pid(&child);
                 read_log(&shared, &mut child).await;
                 shared.state().child = None;
                 let status = child.wait().await;

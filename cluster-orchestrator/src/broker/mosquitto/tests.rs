@@ -45,6 +45,7 @@ impl Mosquitto {
             credential,
             authority,
             tls: tree.source(&tree.cluster()),
+            admitted: Vec::new(),
             clients: 100,
             backoff: Backoff {
                 base_ms: 20,

@@ -23,11 +23,11 @@ struct Embedded {
 
 impl Embedded {
     async fn start() -> Self {
-        let (tree, broker, stop) = (
-            Tree::new(),
-            EmbeddedBroker::new(Limits::default()),
-            CancellationToken::new(),
-        );
+        Self::with(Tree::new()).await
+    }
+
+    async fn with(tree: Tree) -> Self {
+        let (broker, stop) = (EmbeddedBroker::new(Limits::default()), CancellationToken::new());
         let socket = serve::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (port, tls) = (socket.local_addr().unwrap().port(), tree.server());
         let limits = serve::Limits {
@@ -73,6 +73,26 @@ impl Harness for Embedded {
 #[tokio::test]
 async fn contract() {
     suite::run(&Embedded::start().await).await;
+}
+
+/// The same with an acknowledgement for every packet.
+struct Acknowledged(Embedded);
+
+impl Harness for Acknowledged {
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.0.broker()
+    }
+
+    fn transport(&self, node: NodeId, branch: Branch) -> Box<dyn Transport> {
+        let mut config = roble_link::mqtt::MqttConfig::new("127.0.0.1", self.0.port, node, branch);
+        config.at_least_once = true;
+        Box::new(self.0.tree.dial(config))
+    }
+}
+
+#[tokio::test]
+async fn contract_with_acknowledgements() {
+    suite::run(&Acknowledged(Embedded::start().await)).await;
 }
 
 /// The certificate that the server shows to a new connection.
@@ -194,4 +214,12 @@ async fn reconnecting_on_request() {
     transport.reconnect();
     down(transport.as_ref()).await;
     up(transport.as_ref()).await;
+}
+
+/// A site of machines without a clock, cold-booted with the uplink cut: the wall clock says 1970 on both sides.
+#[tokio::test]
+async fn nodes_connect_although_nobody_knows_the_time() {
+    let clock = Arc::new(roble_daemon::clock::ManualClock::new(0));
+    let harness = Embedded::with(Tree::with_clock(clock)).await;
+    up(harness.transport(node(1), Branch::Engine).as_ref()).await;
 }
