@@ -1,1 +1,37 @@
-//! See docs/ARCHITECTURE.md.
+//! What every daemon shares.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`config`] | default, file, environment, flag: one table of settings per daemon, one typed view |
+//! | [`clock`] | wall and boot clock as a seam; the clock that certificates are checked against |
+//! | [`rng`] | randomness as a seam |
+//! | [`files`] | writing so that a crash leaves the old or the new, and one process per state folder |
+//! | [`pki`] | authorities, keys, certificates, and the identity that a certificate proves |
+//! | [`tls`] | TLS 1.3 for both sides: swappable certificates, revocation that closes live connections |
+//! | [`serve`] | the one accept loop: bounded, and indifferent to peers that stall |
+//! | [`health`], [`metrics`] | `/healthz`, `/readyz`, `/metrics` |
+//! | [`logs`], [`shutdown`], [`notify`], [`runtime`] | start-up and end of a process |
+//!
+//! Invariants:
+//! - An [`pki::Identity`] comes only from a certificate whose chain was verified.
+//! - There is no listener and no dialer without TLS, except Unix sockets that check the peer's user id.
+//! - A secret never appears in `Debug`, in a log or in `--print-config`.
+//! - Loading the crate starts nothing; no module reads the process environment except the functions that say so.
+
+pub mod clock;
+pub mod config;
+pub mod files;
+pub mod health;
+pub mod logs;
+pub mod metrics;
+pub mod notify;
+pub mod pki;
+pub mod rng;
+pub mod runtime;
+pub mod serve;
+pub mod shutdown;
+pub mod tls;
+
+pub use runtime::runtime;
+pub use tls::install_crypto_provider;
+pub use tokio_util::sync::CancellationToken;
