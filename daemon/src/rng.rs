@@ -1,10 +1,10 @@
 //! Randomness as a seam: state machines take a [`Seeded`] generator, so a simulation replays from its seed.
 
-use rand::rngs::{OsRng, SmallRng};
+use rand::rngs::{OsRng, StdRng};
 use rand::{Rng as _, SeedableRng as _, TryRngCore as _};
 
 /// The generator handed to state machines: fast, small, not for secrets.
-pub type Seeded = SmallRng;
+pub type Seeded = StdRng;
 
 /// Where a component gets its generators from. Each call gives an independent one.
 pub trait Randomness: Send + Sync {

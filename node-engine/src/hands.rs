@@ -1,0 +1,266 @@
+//! Carries out what the tier asks for: containers and their network, messages, streams. Every operation is a task of its
+//! own and comes back as an event; the tier allows one at a time for each instance.
+
+use crate::network::{Attach, Network, NetworkError, netns};
+use crate::runtime::{
+    ContainerState, ExitReason, ImageRequest, LogRequest, RunOrder, Runtime, RuntimeError, SandboxFiles,
+};
+use crate::streams::StreamDialer;
+use crate::tier::{Act, Event};
+use bytes::Bytes;
+use roble_core::engine::{Command, Exit, Observed, ObservedState, StartFailure, StartedInfo};
+use roble_core::ids::InstanceId;
+use roble_core::spec::Assignment;
+use roble_core::status::Reason;
+use roble_daemon::health::Check;
+use roble_daemon::shell::Hands;
+use roble_link::transport::Transport;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+
+/// Most containers started or stopped at the same time: more only makes each slower.
+const OPERATIONS: usize = 8;
+
+/// The node's hands.
+pub struct NodeHands {
+    /// Runs containers.
+    pub worker: Worker,
+    /// Carries messages to the cluster.
+    pub outbox: mpsc::Sender<Bytes>,
+    /// Dials streams to the cluster.
+    pub streams: Arc<StreamDialer>,
+    /// Whether the session with the cluster stands.
+    pub uplink: Check,
+}
+
+/// What an operation needs.
+#[derive(Clone)]
+pub struct Worker {
+    /// Runs containers.
+    pub runtime: Arc<dyn Runtime>,
+    /// Gives them their place in the network.
+    pub network: Arc<dyn Network>,
+    /// Folder of network namespaces.
+    pub netns_dir: PathBuf,
+    /// Where completions go.
+    pub events: mpsc::Sender<Event>,
+    /// Bounds what runs at the same time.
+    pub permits: Arc<Semaphore>,
+}
+
+impl Worker {
+    /// A worker that reports to `events`.
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        network: Arc<dyn Network>,
+        netns_dir: PathBuf,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let permits = Arc::new(Semaphore::new(OPERATIONS));
+        Self {
+            runtime,
+            network,
+            netns_dir,
+            events,
+            permits,
+        }
+    }
+
+    async fn run(self, command: Command) {
+        let _permit = self.permits.acquire().await;
+        let event = match command {
+            Command::Start(order) => {
+                let (instance, version) = (order.instance, order.version.clone());
+                let result = self.start(order).await;
+                if let Err(failure) = &result {
+                    tracing::warn!(%instance, reason = %failure.reason, "cannot start");
+                }
+                Event::Started {
+                    instance,
+                    version,
+                    result,
+                }
+            }
+            Command::Stop { instance, grace_ms } => {
+                let result = self.stop(instance, Duration::from_millis(grace_ms)).await;
+                if let Err(reason) = &result {
+                    tracing::warn!(%instance, %reason, "cannot stop");
+                }
+                Event::Gone { instance, result }
+            }
+        };
+        // The receiver is gone only when the daemon ends.
+        let _ = self.events.send(event).await;
+    }
+
+    async fn start(&self, order: Assignment) -> Result<StartedInfo, StartFailure> {
+        let instance = order.instance;
+        let image = self
+            .runtime
+            .ensure_image(&ImageRequest::of(&order.spec))
+            .await
+            .map_err(|error| from_runtime(&error))?;
+        let path = self.netns_dir.join(instance.to_string());
+        netns::ensure(&path).await.map_err(|error| from_network(&error))?;
+        let wish = Attach {
+            netns: path.clone(),
+            ports: order.spec.ports.clone(),
+        };
+        let attached = self
+            .network
+            .attach(&instance.to_string(), &wish)
+            .await
+            .map_err(|error| from_network(&error))?;
+        let host = order.spec.path.replace('/', "-");
+        let run = RunOrder {
+            instance,
+            version: order.version.clone(),
+            files: files(&host, instance.number, &attached.address.to_string()),
+            spec: Arc::new(with_own_name(&order)),
+            image_digest: image.digest.clone(),
+            netns: Some(path),
+        };
+        let started = self
+            .runtime
+            .ensure_running(&run)
+            .await
+            .map_err(|error| from_runtime(&error))?;
+        tracing::info!(%instance, service = order.spec.path, generation = %order.version.generation, pid = started.pid, "instance running");
+        Ok(StartedInfo {
+            started_at: started.started_at,
+            image_digest: Some(image.digest),
+        })
+    }
+
+    async fn stop(&self, instance: InstanceId, grace: Duration) -> Result<(), Reason> {
+        self.runtime
+            .ensure_gone(instance, grace)
+            .await
+            .map_err(|error| error.reason())?;
+        let reason = |error: NetworkError| Reason::new(error.code(), error.to_string());
+        self.network.detach(&instance.to_string()).await.map_err(reason)?;
+        netns::ensure_gone(&self.netns_dir.join(instance.to_string()))
+            .await
+            .map_err(reason)?;
+        tracing::info!(%instance, "instance gone");
+        Ok(())
+    }
+
+    /// Looks at everything the runtime has.
+    ///
+    /// # Errors
+    /// The runtime does not answer: nothing is known.
+    pub async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+        let list = self.runtime.list().await?;
+        Ok(list
+            .into_iter()
+            .map(|running| Observed {
+                instance: running.instance,
+                version: running.version,
+                state: match running.state {
+                    ContainerState::Running(started) => ObservedState::Running {
+                        started_at: Some(started.started_at),
+                    },
+                    ContainerState::Exited(exit) => ObservedState::Ended(Some(ended(&exit))),
+                    ContainerState::Created => ObservedState::Ended(None),
+                },
+            })
+            .collect())
+    }
+}
+
+/// An end as the engine takes it.
+pub fn ended(exit: &ExitReason) -> Exit {
+    Exit {
+        code: exit.code,
+        oom_killed: exit.oom_killed,
+    }
+}
+
+/// The spec with what every instance is told about itself.
+fn with_own_name(order: &Assignment) -> roble_core::spec::InstanceSpec {
+    let mut spec = (*order.spec).clone();
+    let own = [
+        ("ROBLE_SERVICE".to_owned(), spec.path.clone()),
+        ("ROBLE_INSTANCE".to_owned(), order.instance.number.to_string()),
+    ];
+    // First, so that the user's own come later and win.
+    spec.environment.splice(0..0, own);
+    spec
+}
+
+fn files(host: &str, number: u32, address: &str) -> SandboxFiles {
+    let name: String = format!("{host}-{number}").chars().take(63).collect();
+    SandboxFiles {
+        hosts: Some(format!("127.0.0.1 localhost\n::1 localhost\n{address} {name}\n")),
+        hostname: Some(name),
+        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok(),
+    }
+}
+
+/// A node whose runtime or image store cannot do it may be replaced by another one; a wish that no node can fulfil may not.
+fn from_runtime(error: &RuntimeError) -> StartFailure {
+    let refuse = error.code() == "image-wrong-architecture";
+    StartFailure {
+        reason: error.reason(),
+        retryable: error.is_retryable() || is_worth_waiting(error.code()),
+        refuse,
+    }
+}
+
+/// An image that is not there yet, or credentials that are wrong, may be put right without a new descriptor.
+fn is_worth_waiting(code: &str) -> bool {
+    matches!(code, "image-not-found" | "registry-unauthorized" | "digest-mismatch")
+}
+
+fn from_network(error: &NetworkError) -> StartFailure {
+    let refuse = matches!(error.code(), "port-taken" | "no-address");
+    StartFailure {
+        reason: Reason::new(error.code(), error.to_string()),
+        retryable: true,
+        refuse,
+    }
+}
+
+impl Hands<Act> for NodeHands {
+    fn act(&mut self, act: Act) {
+        match act {
+            // A full queue means a stalled link: the session repeats what matters.
+            Act::Send(bytes) => drop(self.outbox.try_send(bytes.into())),
+            Act::Run(command) => drop(tokio::spawn(self.worker.clone().run(command))),
+            Act::OpenStream {
+                stream,
+                instance,
+                follow,
+                tail,
+            } => {
+                let request = LogRequest {
+                    follow,
+                    tail_lines: tail,
+                };
+                let (dialer, runtime) = (self.streams.clone(), self.worker.runtime.clone());
+                tokio::spawn(async move { dialer.send_logs(stream, instance, request, &*runtime).await });
+            }
+            Act::Connected(true) => {
+                self.uplink.pass();
+                tracing::info!("cluster answers");
+            }
+            Act::Connected(false) => {
+                self.uplink.fail("the cluster does not answer; what runs goes on");
+                tracing::warn!("cluster does not answer; what runs goes on");
+            }
+            Act::Violation(what) => tracing::warn!(what, "message not understood"),
+        }
+    }
+}
+
+/// Passes messages to the transport; what cannot be sent is dropped, the session repeats what matters.
+pub async fn forward(mut outbox: mpsc::Receiver<Bytes>, transport: Arc<dyn Transport>) {
+    while let Some(message) = outbox.recv().await {
+        if let Err(error) = transport.send(message).await {
+            tracing::debug!(%error, "message not sent");
+        }
+    }
+}

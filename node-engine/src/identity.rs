@@ -1,0 +1,171 @@
+//! This node's identity: joined for once, kept in the state folder, renewed while running.
+
+use crate::config::NodeSettings;
+use anyhow::{Context as _, anyhow, bail};
+use roble_core::ids::{ClusterId, NodeId};
+use roble_daemon::clock::VerifierClock;
+use roble_daemon::files::{SECRET_MODE, read_optional, write_atomic};
+use roble_daemon::join;
+use roble_daemon::pki::{Credential, Identity, PrivateKey, certificates_from_pem};
+use roble_daemon::rng::{self, Randomness as _};
+use roble_daemon::tls::{ClientTls, Dialer, Protocol};
+use roble_proto::rest::JoinGrant;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where the cluster is; stored beside the credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Home {
+    node: NodeId,
+    cluster: ClusterId,
+    address: String,
+    mqtt_port: u16,
+}
+
+/// The identity and what is dialed with it.
+pub struct NodeIdentity {
+    /// Who this is.
+    pub node: NodeId,
+    /// Host of the cluster, without port.
+    pub host: String,
+    /// Port of the node link.
+    pub mqtt_port: u16,
+    /// `host:port` of the cluster's API.
+    pub api: String,
+    /// For the node link.
+    pub link: ClientTls,
+    /// For the cluster's API.
+    pub dialer: Dialer,
+    /// For streams.
+    pub streams: Dialer,
+    credential: Credential,
+    folder: std::path::PathBuf,
+}
+
+impl NodeIdentity {
+    /// Loads the identity, or joins with the token.
+    ///
+    /// # Errors
+    /// There is neither an identity nor a token, or the cluster refuses.
+    pub async fn establish(settings: &NodeSettings, clock: &Arc<VerifierClock>) -> anyhow::Result<Self> {
+        let folder = &settings.state_dir;
+        let file = folder.join("home.json");
+        let stored = read_optional(&file, 64 * 1024)?;
+        let credential = Credential::load(&folder.join("credential.pem"))?;
+        let (mut home, credential) = match (stored, credential) {
+            (Some(home), Some(credential)) => {
+                let home: Home = serde_json::from_slice(&home).with_context(|| format!("read {}", file.display()))?;
+                (home, credential)
+            }
+            _ => Self::join(settings, clock).await?,
+        };
+        if let Some(address) = settings.cluster.as_ref().filter(|address| **address != home.address) {
+            home.address.clone_from(address);
+            write_atomic(&file, &serde_json::to_vec(&home)?, SECRET_MODE)?;
+        }
+        let host = home
+            .address
+            .rsplit_once(':')
+            .map_or(home.address.as_str(), |(host, _)| host);
+        let server = Identity::cluster(&home.cluster.to_string())?;
+        let roots = [credential.root().clone()];
+        let tls = |protocol| {
+            ClientTls::trusting(server.clone(), &roots, clock.clone())
+                .credential(&credential)
+                .protocol(protocol)
+                .build()
+        };
+        Ok(Self {
+            node: home.node,
+            host: host.trim_matches(['[', ']']).to_owned(),
+            mqtt_port: home.mqtt_port,
+            api: home.address.clone(),
+            link: tls(Protocol::Raw)?,
+            dialer: Dialer::new(tls(Protocol::Http)?),
+            streams: Dialer::new(tls(Protocol::Http2)?),
+            credential,
+            folder: folder.clone(),
+        })
+    }
+
+    async fn join(settings: &NodeSettings, clock: &Arc<VerifierClock>) -> anyhow::Result<(Home, Credential)> {
+        let (Some(token), Some(address)) = (&settings.join, &settings.cluster) else {
+            bail!(
+                "this node has not joined a cluster yet: start it once with --cluster ADDRESS --join TOKEN; \
+                 `roble token create node` makes a token"
+            );
+        };
+        let cluster = token
+            .cluster
+            .ok_or_else(|| anyhow!("the join token is for a cluster, not for a node"))?;
+        let pin = token.pin.parse().context("read the pin of the join token")?;
+        let server = Identity::cluster(&cluster.to_string())?;
+        let tls = ClientTls::pinned(server, pin, clock.clone())
+            .protocol(Protocol::Http)
+            .build()?;
+        let key = PrivateKey::load_or_generate(&settings.state_dir.join("key.pem"))?;
+        tracing::info!(cluster = address, name = settings.name, "joining");
+        let mut rng = rng::OsRandomness.generator();
+        let grant = join::join(&Dialer::new(tls), address, token, &settings.name, &key, &mut rng).await?;
+        let home = Home {
+            node: grant.id.parse().context("read the granted id")?,
+            cluster: grant.cluster,
+            address: address.clone(),
+            mqtt_port: grant.link_port,
+        };
+        let credential = keep(&settings.state_dir, key, &grant)?;
+        write_atomic(
+            &settings.state_dir.join("home.json"),
+            &serde_json::to_vec(&home)?,
+            SECRET_MODE,
+        )?;
+        tracing::info!(node = %home.node, cluster = %home.cluster, "joined");
+        Ok((home, credential))
+    }
+
+    /// Renews the certificate when it is time, for ever. What goes on uses the old one until the next connection.
+    pub async fn keep_fresh(mut self, clock: Arc<VerifierClock>) {
+        const LOOK: Duration = Duration::from_secs(60);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = clock.persist() {
+                tracing::warn!(%error, "cannot keep the time");
+            }
+            if clock.now() < self.credential.renew_at() {
+                continue;
+            }
+            match self.renew().await {
+                Ok(()) => tracing::info!(serial = %self.credential.peer().serial, "certificate renewed"),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "cannot renew the certificate; trying again"
+                ),
+            }
+        }
+    }
+
+    async fn renew(&mut self) -> anyhow::Result<()> {
+        let key = PrivateKey::load_or_generate(&self.folder.join("key.pem"))?;
+        let grant = join::renew(&self.dialer, &self.api, &key).await?;
+        let credential = keep(&self.folder, key, &grant)?;
+        self.link.swap(&credential)?;
+        self.dialer.tls().swap(&credential)?;
+        self.streams.tls().swap(&credential)?;
+        self.credential = credential;
+        Ok(())
+    }
+}
+
+/// Checks and stores what was granted.
+fn keep(folder: &Path, key: PrivateKey, grant: &JoinGrant) -> anyhow::Result<Credential> {
+    let mut chain = certificates_from_pem(grant.certificates.as_bytes())?;
+    let authority = certificates_from_pem(grant.authority.as_bytes())?;
+    if chain.last() != authority.first() {
+        chain.extend(authority.into_iter().take(1));
+    }
+    let credential = Credential::new(key, chain)?;
+    credential.save(&folder.join("credential.pem"))?;
+    Ok(credential)
+}
