@@ -12,7 +12,7 @@ use roble_daemon::CancellationToken;
 use roble_daemon::clock::{SystemClock, VerifierClock};
 use roble_daemon::pki::{Authority, Credential, Lifetimes, PrivateKey, VerifiedRequest};
 use roble_daemon::serve::{Limits, Server, bind};
-use roble_daemon::tls::{Protocol, ServerTls};
+use roble_daemon::tls::{ClientAuth, Protocol, ServerTls};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt as _;
@@ -69,7 +69,11 @@ impl Root {
         let request = VerifiedRequest::parse(&key.request().unwrap()).unwrap();
         let issued = authority.issue_root(&[], &request, clock.now()).unwrap();
         let credential = Credential::new(key, issued.chain).unwrap();
-        let tls = ServerTls::builder(&credential, clock).protocol(Protocol::Http).build().unwrap();
+        let tls = ServerTls::builder(&credential, clock)
+            .clients(ClientAuth::Optional)
+            .protocol(Protocol::Http)
+            .build()
+            .unwrap();
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let logins = Arc::new(AtomicU32::new(0));
@@ -88,7 +92,12 @@ impl Root {
                 {"path": "services.web.memory", "line": 4, "code": "bad-value", "message": "not a size", "help": "64MiB"}])) }));
         tokio::spawn(Server::new(tls, Limits::default(), CancellationToken::new()).http(listener, router));
         let pin = authority.root_pin().unwrap().to_string();
-        Self { url, pin, logins, folder: tempfile::tempdir().unwrap() }
+        Self {
+            url,
+            pin,
+            logins,
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     async fn run(&self, line: &[&str]) -> (u8, String, String) {
@@ -108,7 +117,9 @@ impl Root {
     }
 
     async fn log_in(&self) {
-        let (exit, out, err) = self.run(&["login", &self.url, "--credential", "x", "--pin", &self.pin]).await;
+        let (exit, out, err) = self
+            .run(&["login", &self.url, "--credential", "x", "--pin", &self.pin])
+            .await;
         assert_eq!((exit, self.logins.load(Ordering::SeqCst)), (0, 1), "{out}{err}");
     }
 }
@@ -117,9 +128,14 @@ impl Root {
 async fn no_credential_is_sent_to_an_authority_that_is_not_the_pinned_one() {
     let root = Root::start().await;
     let other = "ab".repeat(32);
-    let (exit, _, err) = root.run(&["login", &root.url, "--credential", "x", "--pin", &other]).await;
+    let (exit, _, err) = root
+        .run(&["login", &root.url, "--credential", "x", "--pin", &other])
+        .await;
     assert_eq!(exit, 5);
-    assert!(err.contains("not under the pinned authority") && err.contains(&other), "{err}");
+    assert!(
+        err.contains("not under the pinned authority") && err.contains(&other),
+        "{err}"
+    );
     let (exit, _, err) = root.run(&["login", &root.url, "--credential", "x"]).await;
     assert_eq!(exit, 5);
     assert!(err.contains(&format!("--pin {}", root.pin)), "{err}");
@@ -168,11 +184,21 @@ async fn exit_codes_are_as_documented() {
     assert_eq!(root.run(&["get", "services", "shop/web"]).await.0, 3);
     assert_eq!(root.run(&["get", "clusters"]).await.0, 5);
     assert_eq!(root.run(&["wait", "shop/web", "--for", "gone"]).await.0, 0);
-    assert_eq!(root.run(&["wait", "shop", "--for", "gone", "--timeout", "300ms"]).await.0, 4);
+    assert_eq!(
+        root.run(&["wait", "shop", "--for", "gone", "--timeout", "300ms"])
+            .await
+            .0,
+        4
+    );
     assert_eq!(root.run(&["wait", "cluster/north", "--for", "completed"]).await.0, 2);
-    let (exit, _, err) = root.run(&["login", "127.0.0.1:1", "--credential", "x", "--pin", &root.pin]).await;
+    let (exit, _, err) = root
+        .run(&["login", "127.0.0.1:1", "--credential", "x", "--pin", &root.pin])
+        .await;
     assert_eq!(exit, 1);
-    assert!(err.contains("https://127.0.0.1:1") && err.contains("nothing listens there"), "{err}");
+    assert!(
+        err.contains("https://127.0.0.1:1") && err.contains("nothing listens there"),
+        "{err}"
+    );
 }
 
 #[tokio::test]
@@ -184,6 +210,11 @@ async fn every_mistake_of_a_descriptor_has_its_line_and_its_help() {
     let name = file.to_str().unwrap();
     let (exit, _, err) = root.run(&["apply", "-f", name]).await;
     assert_eq!(exit, 1);
-    assert!(err.contains(&format!("{name}:4: services.web.memory: not a size [bad-value]\n  help: 64MiB\n")), "{err}");
+    assert!(
+        err.contains(&format!(
+            "{name}:4: services.web.memory: not a size [bad-value]\n  help: 64MiB\n"
+        )),
+        "{err}"
+    );
     assert_eq!(root.run(&["validate", "-f", name]).await.0, 1);
 }

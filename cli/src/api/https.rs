@@ -172,17 +172,17 @@ impl Cause {
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
                 return Some(Self::Tls(tls.clone()));
             }
-            if let Some(io) = error.downcast_ref::<io::Error>() {
-                if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                    return Some(Self::Tls(tls.clone()));
-                }
-                found = found.or(Some(Self::Io(io.kind())));
-            }
+            let io = error.downcast_ref::<io::Error>();
+            found = found.or(io.map(|io| Self::Io(io.kind())));
             // Name lookup has no type of its own in the HTTP client.
             if error.to_string().contains("dns error") {
                 return Some(Self::Name);
             }
-            next = error.source();
+            // `source` of an I/O error skips the error that it wraps.
+            let wrapped = io
+                .and_then(io::Error::get_ref)
+                .map(|inner| inner as &(dyn Error + 'static));
+            next = wrapped.or_else(|| error.source());
         }
         found
     }

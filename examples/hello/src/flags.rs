@@ -73,7 +73,15 @@ mod tests {
 
     #[test]
     fn mistakes_are_told() {
-        for bad in ["--exit", "--exit 256", "--exit x", "--what 1", "stray 1", "--memory -1", "--memory 9999999999"] {
+        for bad in [
+            "--exit",
+            "--exit 256",
+            "--exit x",
+            "--what 1",
+            "stray 1",
+            "--memory -1",
+            "--memory 9999999999",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -56,7 +56,12 @@ pub fn serve(stream: &TcpStream, peer: &str, hello: &Hello) {
         let is_head = request.method == "HEAD";
         let written = write(&mut writer, status, if is_head { b"" } else { &body }, keep_alive);
         hello.busy.fetch_sub(1, Ordering::SeqCst);
-        let target: String = request.target.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
+        let target: String = request
+            .target
+            .chars()
+            .take(200)
+            .map(|c| if c.is_control() { '?' } else { c })
+            .collect();
         crate::say(&format!("{peer} {} {target} {status}", request.method));
         if written.is_err() || !keep_alive {
             return;
@@ -136,7 +141,8 @@ fn parse(head: &[u8]) -> Result<Head, Refusal> {
     };
     let mut lines = text.split("\r\n");
     let mut words = lines.next().unwrap_or_default().split(' ');
-    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next()) else {
+    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
         return Err(bad);
     };
     if !version.starts_with("HTTP/1.") || method.is_empty() || !target.starts_with('/') {
@@ -152,7 +158,9 @@ fn parse(head: &[u8]) -> Result<Head, Refusal> {
         match name.to_ascii_lowercase().as_str() {
             // Two lengths that differ are a smuggler's tool.
             "content-length" => match value.parse::<usize>() {
-                Ok(number) if length.is_none_or(|other| other == number) && value.bytes().all(|b| b.is_ascii_digit()) => {
+                Ok(number)
+                    if length.is_none_or(|other| other == number) && value.bytes().all(|b| b.is_ascii_digit()) =>
+                {
                     length = Some(number);
                 }
                 _ => return Err(bad),
@@ -223,8 +231,13 @@ mod tests {
 
     #[test]
     fn requests_in_a_row_are_told_apart() {
-        let found = read_all("POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nConnection: close\r\n\r\n");
-        let bodies: Vec<_> = found.iter().flatten().map(|r| (r.body.as_slice(), r.keep_alive)).collect();
+        let found =
+            read_all("POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nConnection: close\r\n\r\n");
+        let bodies: Vec<_> = found
+            .iter()
+            .flatten()
+            .map(|r| (r.body.as_slice(), r.keep_alive))
+            .collect();
         assert_eq!(bodies, [(b"abc".as_slice(), true), (b"".as_slice(), false)]);
     }
 
@@ -235,13 +248,19 @@ mod tests {
             ("GET / HTTP/2\r\n\r\n", 400),
             ("GET http://x/ HTTP/1.1\r\n\r\n", 400),
             ("POST /echo HTTP/1.1\r\nContent-Length: +3\r\n\r\nabc", 400),
-            ("POST /echo HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+            (
+                "POST /echo HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+                400,
+            ),
             ("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
             ("POST /echo HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", 413),
         ];
         for (text, status) in cases {
             assert_eq!(read_all(text), [Err(status)], "{text}");
         }
-        assert_eq!(read_all(&format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(40_000))), [Err(431)]);
+        assert_eq!(
+            read_all(&format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(40_000))),
+            [Err(431)]
+        );
     }
 }

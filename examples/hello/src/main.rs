@@ -134,9 +134,12 @@ fn block_signals() -> Option<nix::sys::signal::SigSet> {
 
 fn listen() -> Result<TcpListener, String> {
     let text = variable("PORT", "8080");
-    let port: u16 = text.parse().map_err(|_| format!("PORT is `{text}`, a number from 0 to 65535 expected"))?;
+    let port: u16 = text
+        .parse()
+        .map_err(|_| format!("PORT is `{text}`, a number from 0 to 65535 expected"))?;
     // Both families at once where there is IPv6.
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
+    let listener =
+        TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
     listener.map_err(|error| format!("listen on port {port}: {error}"))
 }
 
@@ -148,7 +151,9 @@ fn serve(listener: TcpListener, hello: &Arc<Hello>, signals: Option<nix::sys::si
     let listener = Arc::new(listener);
     for _ in 0..WORKERS {
         let (listener, hello) = (listener.clone(), hello.clone());
-        let worker = thread::Builder::new().stack_size(STACK).spawn(move || work(&listener, &hello));
+        let worker = thread::Builder::new()
+            .stack_size(STACK)
+            .spawn(move || work(&listener, &hello));
         if let Err(error) = worker {
             eprintln!("hello: start a thread: {error}");
             return ExitCode::FAILURE;
