@@ -11,6 +11,8 @@ mod services;
 pub mod tenant;
 mod views;
 
+pub use access::is_about;
+pub(crate) use fleet::refuse_failure;
 use model::{Application, Credential, Event as Happening, InstanceRecord, Organization, Service, Session, User};
 use rand::RngCore;
 use roble_core::ids::{
