@@ -29,7 +29,7 @@ static SETTINGS: &[Setting] = &[
     Setting::new(
         "advertise",
         Kind::List,
-        "host names and addresses under which the root is reached, the first is shown to people; the machine's name if unset",
+        "host names and addresses under which the root is reached, the first is shown to people; if unset, the address listened on or the machine's name",
     ),
     Setting::new(
         "store.backend",
@@ -119,12 +119,13 @@ impl Settings {
         )?;
         let backend = config.string("store.backend").parse();
         let advertise = config.try_list("advertise").unwrap_or_default().to_vec();
+        let api = config.address("listen.api");
         Ok(Self {
             state_dir: config.path("state_dir").to_owned(),
-            api: config.address("listen.api"),
+            api,
             link: config.address("listen.link"),
             advertise: if advertise.is_empty() {
-                vec![host_name()]
+                vec![own_name(api)]
             } else {
                 advertise
             },
@@ -162,6 +163,15 @@ fn clocks(beat: Duration, unreachable: Duration, lost: Option<Duration>) -> Resu
 /// Milliseconds, saturating.
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The address listened on if it is a certain one, else the machine's name.
+fn own_name(api: SocketAddr) -> String {
+    if api.ip().is_unspecified() {
+        host_name()
+    } else {
+        api.ip().to_string()
+    }
 }
 
 fn host_name() -> String {

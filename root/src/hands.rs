@@ -128,7 +128,7 @@ impl Hands<Act> for RootHands {
                 tracing::info!(%cluster, connections = closed, "cluster expelled");
             }
             Act::Happened(view, scope) => {
-                tracing::info!(about = %view.about, code = %view.code, message = %view.message, "event");
+                tracing::info!(about = %view.about, code = %view.code, text = %view.message, "event");
                 // Without followers there is nobody to tell.
                 let _ = self.happened.send(Arc::new(Happened { view: *view, scope }));
             }

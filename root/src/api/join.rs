@@ -9,11 +9,9 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use roble_core::ids::ClusterId;
 use roble_core::registry::{Member, MemberState};
-use roble_daemon::pki::{Identity, VerifiedRequest, certificates_to_pem};
+use roble_daemon::pki::{Identity, VerifiedRequest, certificate_request_from_pem, certificates_to_pem};
 use roble_daemon::serve::PeerIdentity;
 use roble_proto::rest::{JoinGrant, JoinRequest, RenewRequest};
-use rustls_pki_types::CertificateSigningRequestDer;
-use rustls_pki_types::pem::PemObject as _;
 
 pub(super) async fn join(
     State(api): Api,
@@ -51,10 +49,9 @@ pub(super) async fn renew(
 }
 
 fn verify(pem: &str) -> Result<VerifiedRequest, Failure> {
-    let bad = |message: String| Failure::new(422, "request-invalid", message);
-    let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
-        .map_err(|_| bad("`csr` is not a certificate request in PEM".to_owned()))?;
-    VerifiedRequest::parse(der.as_ref()).map_err(|error| bad(error.to_string()))
+    certificate_request_from_pem(pem.as_bytes())
+        .and_then(|der| VerifiedRequest::parse(&der))
+        .map_err(|error| Failure::new(422, "request-invalid", format!("`csr`: {error}")))
 }
 
 fn grant(api: &ApiState, member: serde_json::Value, request: &VerifiedRequest) -> Result<Json<JoinGrant>, Failure> {

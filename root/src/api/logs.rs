@@ -64,7 +64,7 @@ async fn piece((held, mut receiver): Reading) -> Option<(std::io::Result<Bytes>,
             None => receiver.next().await?,
         };
         if let Some(failure) = frame.failure {
-            tracing::info!(code = %failure.code, message = %failure.message, "log stream failed");
+            tracing::info!(code = %failure.code, text = %failure.message, "log stream failed");
             return Some((Err(std::io::Error::other(failure.message)), (None, receiver)));
         }
         if !frame.data.is_empty() {
