@@ -3,7 +3,7 @@
 use crate::api::{self, ApiState};
 use crate::certs::Certificates;
 use crate::config::{Settings, millis};
-use crate::first::{CredentialFile, Invitation, has_login};
+use crate::first::{CredentialFile, Invitation, has_credential, has_login};
 use crate::hands::{ApiHandle, Calls, EVENT_QUEUE, FOLLOW_QUEUE, RootHands};
 use crate::link::{LinkService, Links};
 use crate::local::{self, Inviter};
@@ -131,7 +131,10 @@ pub struct Running {
 struct Restored {
     tier: RootTier,
     store: Arc<dyn Store>,
+    /// Nobody has ever logged in.
     is_first: bool,
+    /// A credential for that is known.
+    is_invited: bool,
 }
 
 /// Starts a root; it ends after `stop` is cancelled. Must run on a tokio runtime.
@@ -146,6 +149,7 @@ pub async fn start(settings: Settings, clock: Arc<dyn Clock>, stop: Cancellation
         mut tier,
         store,
         is_first,
+        is_invited,
     } = restored;
     let pin = certificates.authority().pin().to_string();
 
@@ -160,7 +164,7 @@ pub async fn start(settings: Settings, clock: Arc<dyn Clock>, stop: Cancellation
 
     let credential = CredentialFile::new(&settings.state_dir);
     let mut rng = StdRng::from_os_rng();
-    let invitation = match is_first && !credential.path().exists() {
+    let invitation = match is_first && !(is_invited && credential.path().exists()) {
         true => Some(invite(&mut tier, &*store, &*clock, &mut rng, &credential, &url, &pin).await?),
         false => None,
     };
@@ -341,8 +345,17 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
     }
     shell::write(&*store, writes).await?;
     tracing::info!(records = records.len(), store = %settings.backend, "state loaded");
+    let is_invited = has_credential(&records);
     let is_first = tier.is_untouched() && !has_login(&records);
-    Ok((certificates, Restored { tier, store, is_first }))
+    Ok((
+        certificates,
+        Restored {
+            tier,
+            store,
+            is_first,
+            is_invited,
+        },
+    ))
 }
 
 /// Makes the first credential, before anything is served.

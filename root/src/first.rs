@@ -77,3 +77,8 @@ pub fn has_login(records: &[Record]) -> bool {
         .iter()
         .any(|record| record.kind == "session" || (record.kind == "audit" && is_login(record)))
 }
+
+/// Whether a credential that was not used yet is known.
+pub fn has_credential(records: &[Record]) -> bool {
+    records.iter().any(|record| record.kind == "credential")
+}

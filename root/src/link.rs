@@ -51,6 +51,7 @@ impl Drop for Outgoing {
 /// A stream that was just opened.
 struct Opened {
     number: u64,
+    sender: mpsc::Sender<Result<Frame, Status>>,
     frames: mpsc::Receiver<Result<Frame, Status>>,
     closed: CancellationToken,
 }
@@ -95,13 +96,18 @@ impl Links {
         let number = inner.next;
         let outgoing = Outgoing {
             number,
-            frames: sender,
+            frames: sender.clone(),
             closed: closed.clone(),
         };
         if inner.streams.insert(cluster, outgoing).is_some() {
             tracing::info!(%cluster, "link replaced by a newer one");
         }
-        Opened { number, frames, closed }
+        Opened {
+            number,
+            sender,
+            frames,
+            closed,
+        }
     }
 
     /// Forgets the stream `number`. Returns whether the cluster has no other now.
@@ -160,27 +166,15 @@ impl Link for LinkService {
     async fn session(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::SessionStream>, Status> {
         let (cluster, draining) = (cluster_of(&request)?, draining(&request));
         let incoming = request.into_inner();
-        let Opened { number, frames, closed } = self.links.open(cluster);
+        let opened = self.links.open(cluster);
+        let (number, closed, sender) = (opened.number, opened.closed, opened.sender);
         tracing::info!(%cluster, "link opened");
-        // The response's end closes `frames`, which ends the task even if the request's half stays open.
-        let gone = self
-            .links
-            .inner()
-            .streams
-            .get(&cluster)
-            .map(|stream| stream.frames.clone());
         let (links, events) = (self.links.clone(), self.events.clone());
         tokio::spawn(async move {
-            let left = async {
-                match gone {
-                    Some(frames) => frames.closed().await,
-                    None => {}
-                }
-            };
             let why = tokio::select! {
                 why = pump(cluster, incoming, &events) => why,
                 () = closed.cancelled() => "closed here".to_owned(),
-                () = left => "the cluster left".to_owned(),
+                () = sender.closed() => "the cluster left".to_owned(),
                 () = draining.cancelled() => "the root stops".to_owned(),
             };
             tracing::info!(%cluster, %why, "link ended");
@@ -189,7 +183,7 @@ impl Link for LinkService {
                 let _ = events.send(Event::Down(cluster)).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(opened.frames))))
     }
 
     async fn stream(&self, request: Request<Streaming<StreamFrame>>) -> Result<Response<StreamEnd>, Status> {

@@ -236,6 +236,8 @@ async fn a_damaged_store_is_not_served_empty() {
             "{text}"
         );
     }
+    // A credential of the lost store is of no use.
+    std::fs::write(folder.path().join("credential"), "old").unwrap();
     let mut accepting = settings(folder.path());
     accepting.accept_empty_store = true;
     let root = try_start(accepting).await.unwrap();
