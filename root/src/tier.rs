@@ -11,10 +11,12 @@ mod services;
 pub mod tenant;
 mod views;
 
+pub use access::is_about;
+pub(crate) use fleet::refuse_failure;
 use model::{Application, Credential, Event as Happening, InstanceRecord, Organization, Service, Session, User};
 use rand::RngCore;
 use roble_core::ids::{
-    ApplicationId, ChildId, ClusterId, EventId, InstanceId, OrganizationId, ServiceId, TokenId, UserId,
+    ApplicationId, ChildId, ClusterId, EventId, InstanceId, OrganizationId, RawId, ServiceId, TokenId, UserId,
 };
 use roble_core::liveness::Clocks;
 use roble_core::placement::{Level, Profile};
@@ -372,8 +374,9 @@ impl RootTier {
         rng: &mut dyn RngCore,
         out: &mut Output<Act>,
     ) {
+        let last = self.events.back().map(|(_, last)| last.id);
         let view = roble_proto::rest::EventView {
-            id: EventId::generate(now.wall, rng),
+            id: later_than(last, EventId::generate(now.wall, rng)),
             at: now.wall,
             about: event.about,
             code: event.code.to_owned(),
@@ -515,6 +518,21 @@ impl Tier for RootTier {
     fn next_due(&self) -> Option<Boottime> {
         None
     }
+}
+
+/// `id`, or the next after `last` if that is later: whoever asks for events after one misses none of the same millisecond.
+fn later_than(last: Option<EventId>, id: EventId) -> EventId {
+    let Some(last) = last.filter(|last| *last >= id) else {
+        return id;
+    };
+    let mut bytes = *last.0.as_bytes();
+    for byte in bytes.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            break;
+        }
+    }
+    EventId(RawId::from_bytes(bytes))
 }
 
 /// Where a token is looked up by id.

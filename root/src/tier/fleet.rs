@@ -516,7 +516,8 @@ fn refuse(error: &RegistryError) -> Refusal {
     Refusal::new(status, error.code(), error.to_string())
 }
 
-fn refuse_failure(failure: wire::Failure) -> Refusal {
+/// What a cluster answered, as the users' API says it.
+pub(crate) fn refuse_failure(failure: wire::Failure) -> Refusal {
     let status = match failure.code.as_str() {
         "cluster-unreachable" | "node-unreachable" => 503,
         "not-placed" | "name-taken" => 409,

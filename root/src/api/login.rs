@@ -1,0 +1,35 @@
+//! Logging in, and who one is.
+
+use super::Api;
+use super::error::{Failure, Reply};
+use super::extract::{Body, From, Who};
+use crate::tier::{Call, Caller};
+use axum::Json;
+use axum::extract::State;
+use roble_proto::rest::Login;
+use std::time::Instant;
+
+pub(super) async fn login(State(api): Api, From(address): From, Body(login): Body<Login>) -> Reply {
+    throttle(&api, address)?;
+    let session = api.handle.call(Caller::Anonymous, Call::Login(login)).await?;
+    // There is one credential at a time, and it is used up now.
+    api.credential.remove();
+    Ok(Json(session))
+}
+
+pub(super) async fn who_am_i(State(api): Api, Who(who): Who) -> Reply {
+    Ok(Json(api.handle.call(who, Call::WhoAmI).await?))
+}
+
+/// Bounds attempts with secrets.
+pub(super) fn throttle(api: &super::ApiState, address: std::net::IpAddr) -> Result<(), Failure> {
+    if api.rate.admit(address, Instant::now()) {
+        return Ok(());
+    }
+    api.metrics.throttled.inc();
+    Err(Failure::new(
+        429,
+        "too-many-requests",
+        "too many attempts from this address; try again in a second",
+    ))
+}

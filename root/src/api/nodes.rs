@@ -1,0 +1,32 @@
+//! Nodes, for operators: their clusters know them, and are asked.
+
+use super::Api;
+use super::error::{Failure, Reply};
+use super::extract::{Params, Ref, RefAnd, Who};
+use crate::tier::Call;
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+pub(super) struct NodesParams {
+    cluster: Option<String>,
+}
+
+pub(super) async fn nodes(State(api): Api, Who(who): Who, Params(params): Params<NodesParams>) -> Reply {
+    let cluster = params.cluster.filter(|cluster| !cluster.is_empty());
+    Ok(Json(api.handle.call(who, Call::Nodes { cluster }).await?))
+}
+
+pub(super) async fn node(State(api): Api, Who(who): Who, Ref(reference): Ref) -> Reply {
+    let all = api.handle.call(who, Call::Nodes { cluster: None }).await?;
+    let is_it = |node: &&serde_json::Value| node["id"] == reference.as_str() || node["name"] == reference.as_str();
+    let found = all.as_array().and_then(|all| all.iter().find(is_it)).cloned();
+    let message = format!("there is no node `{reference}` that could be asked for; `roble get nodes` lists them");
+    found.map(Json).ok_or_else(|| Failure::new(404, "not-found", message))
+}
+
+pub(super) async fn change(State(api): Api, Who(who): Who, RefAnd(reference, what): RefAnd) -> Reply {
+    let call = Call::ChangeNode(reference, super::change(&what)?);
+    Ok(Json(api.handle.call(who, call).await?))
+}

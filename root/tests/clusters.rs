@@ -1,0 +1,185 @@
+//! Clusters: joining, the link, logs, revocation; over real TLS and gRPC, against a root in this process.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::cluster::{self, channel, credential, dialer, join, serve};
+use common::{HELLO, PATIENCE, start};
+use http::Method;
+use http_body_util::BodyExt as _;
+use roble_core::registry::MemberState;
+use roble_daemon::join::{JoinError, renew};
+use roble_daemon::pki::PrivateKey;
+use roble_daemon::tls::Protocol;
+use roble_proto::wire::link_client::LinkClient;
+
+fn refusal(result: Result<roble_proto::rest::JoinGrant, JoinError>) -> (u16, String) {
+    match result {
+        Err(JoinError::Refused { status, body, .. }) => (status, body.code),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_admits_one_key_and_the_key_renews() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = start(folder.path()).await;
+    let user = root.admin().await;
+    let token = user.cluster_token().await;
+    let (key, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let secret = token.split('.').nth(3).unwrap();
+    let wrong = token.replace(secret, &"0".repeat(64));
+    assert_eq!(
+        refusal(join(&root, &wrong, "north", &key).await),
+        (403, "token-invalid".into())
+    );
+    let grant = join(&root, &token, "north", &key).await.unwrap();
+    assert_eq!((grant.state, grant.link_port), (MemberState::Active, root.link.port()));
+    assert_eq!(
+        join(&root, &token, "north", &key).await.unwrap().id,
+        grant.id,
+        "repeating gives the same"
+    );
+    assert_eq!(
+        refusal(join(&root, &token, "south", &other).await),
+        (403, "token-used".into())
+    );
+
+    let own = credential(&grant, &key);
+    let renewing = dialer(&own, Protocol::Http);
+    let renewed = renew(&renewing, &root.api.to_string(), &key).await.unwrap();
+    assert!(renewed.id == grant.id && renewed.certificates != grant.certificates);
+    assert_eq!(
+        refusal(renew(&renewing, &root.api.to_string(), &other).await).0,
+        404,
+        "the joined key only"
+    );
+
+    let approval = serde_json::json!({ "kind": "cluster", "needs_approval": true });
+    let (_, token) = user.post("/v1/tokens", &approval).await;
+    let token = token["token"].as_str().unwrap();
+    let pending = join(&root, token, "south", &other).await.unwrap();
+    assert_eq!(
+        (pending.state, pending.certificates.as_str()),
+        (MemberState::Pending, "")
+    );
+    assert_eq!(
+        user.post("/v1/clusters/south/approve", &serde_json::Value::Null)
+            .await
+            .0,
+        200
+    );
+    let granted = join(&root, token, "south", &other).await.unwrap();
+    assert!(granted.id == pending.id && granted.certificates.contains("BEGIN CERTIFICATE"));
+    root.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_runs_what_it_is_told_through_restart_and_revocation() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = start(folder.path()).await;
+    let user = root.admin().await;
+    let key = PrivateKey::generate().unwrap();
+    let token = user.cluster_token().await;
+    let grant = join(&root, &token, "north", &key).await.unwrap();
+    let own = credential(&grant, &key);
+    let link = serve(&root, &own, "north").await;
+    user.until("/v1/clusters/north", |cluster| cluster["standing"] == "ready")
+        .await;
+    user.call(Method::POST, "/v1/apply", HELLO).await;
+    let up = |service: &serde_json::Value| service["running"] == 2;
+    user.until("/v1/services/hello%2Fweb", up).await;
+    let (_, instance) = user.get("/v1/instances/hello%2Fweb.0").await;
+    assert_eq!(
+        (&instance["phase"], &instance["cluster"]),
+        (&"running".into(), &"north".into())
+    );
+
+    // A log as it is, and one that breaks off.
+    let (status, log) = user.get("/v1/instances/hello%2Fweb.0/logs?tail=2").await;
+    assert_eq!((status, log), (200, "line 0\nline 1\n".into()));
+    let broken = user
+        .send(Method::GET, "/v1/instances/hello%2Fweb.0/logs?tail=99&follow=true", "")
+        .await;
+    assert!(
+        broken.into_body().collect().await.is_err(),
+        "a log that is not whole does not look whole"
+    );
+
+    // A newer stream takes the place of the older one.
+    let newer = serve(&root, &own, "north").await;
+    tokio::time::timeout(PATIENCE, link)
+        .await
+        .expect("the older ends")
+        .unwrap();
+    user.until("/v1/clusters/north", |cluster| cluster["standing"] == "ready")
+        .await;
+    root.stop().await;
+    tokio::time::timeout(PATIENCE, newer)
+        .await
+        .expect("a stopping root ends links")
+        .unwrap();
+
+    // Another process, the same root.
+    let root = start(folder.path()).await;
+    let mut again = root.stranger();
+    again.token.clone_from(&user.token);
+    let user = again;
+    let link = serve(&root, &own, "north").await;
+    user.until("/v1/clusters/north", |cluster| cluster["standing"] == "ready")
+        .await;
+    user.until("/v1/services/hello%2Fweb", up).await;
+    user.call(Method::DELETE, "/v1/applications/hello", "").await;
+    user.until("/v1/instances", |instances| {
+        instances.as_array().is_some_and(Vec::is_empty)
+    })
+    .await;
+
+    // Put out: the link ends, and nothing of it comes back, not after a restart either.
+    assert_eq!(
+        user.post("/v1/clusters/north/revoke", &serde_json::Value::Null).await.0,
+        200
+    );
+    tokio::time::timeout(PATIENCE, link)
+        .await
+        .expect("the link ends")
+        .unwrap();
+    assert!(!opens(&root, &own).await);
+    assert!(
+        renew(&dialer(&own, Protocol::Http), &root.api.to_string(), &key)
+            .await
+            .is_err()
+    );
+    root.stop().await;
+    let root = start(folder.path()).await;
+    assert!(!opens(&root, &own).await, "revoked for good");
+    root.stop().await;
+}
+
+/// Whether a session can be opened with this certificate.
+async fn opens(root: &common::Root, own: &roble_daemon::pki::Credential) -> bool {
+    match channel(root, own).await {
+        Ok(channel) => LinkClient::new(channel).session(tokio_stream::pending()).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_opens_a_stream_that_was_not_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = start(folder.path()).await;
+    let user = root.admin().await;
+    let key = PrivateKey::generate().unwrap();
+    let grant = join(&root, &user.cluster_token().await, "north", &key).await.unwrap();
+    let channel = cluster::channel(&root, &credential(&grant, &key)).await.unwrap();
+    let frame = roble_proto::wire::StreamFrame {
+        stream: "guess".to_owned(),
+        ..Default::default()
+    };
+    let refused = LinkClient::new(channel)
+        .stream(tokio_stream::once(frame))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+    root.stop().await;
+}
