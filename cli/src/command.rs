@@ -41,7 +41,7 @@ pub(crate) async fn dispatch(cli: Cli, environment: &Environment, console: &mut 
         Command::Context(verb) => contexts::run(verb, cli.output, environment, console),
         Command::Validate(validate) => apply::validate(&validate, cli.output, console),
         Command::Completion(completion) => completion::run(&completion, console),
-        Command::Dev(verb) => crate::dev::run(verb, environment, console).await,
+        Command::Dev(verb) => crate::dev::run_verb(verb, environment, console).await,
         Command::Version => version(&cli, environment, console).await,
         command => {
             let target = context::resolve(environment, cli.context.as_deref())?;

@@ -116,14 +116,14 @@ fn join_command(asked: &CreateToken, token: &str, root: &str) -> String {
     match asked.kind {
         TokenKind::Cluster => {
             let root = root.strip_prefix("https://").unwrap_or(root);
-            format!("roble-cluster --root {root} --join-token {token}{name}")
+            format!("roble-cluster --root {root} --join {token}{name}")
         }
         // Nodes dial their cluster; only its operator knows at which address.
         TokenKind::Node => {
             let port = roble_proto::limits::CLUSTER_API_PORT;
             let cluster = asked.cluster.as_deref().unwrap_or("the cluster");
             format!(
-                "roble-node --cluster HOST:{port} --join-token {token}{name}\n  (HOST: the address of {cluster} as this machine reaches it)"
+                "roble-node --cluster HOST:{port} --join {token}{name}\n  (HOST: the address of {cluster} as this machine reaches it)"
             )
         }
     }

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Installs what the tests need and runs them all. docs/testing.md says what takes how long.
+set -eu
+cd "$(dirname "$0")/.."
+
+scripts/install-deps.sh --tests
+stage() { printf '\n==> %s (%s s)\n' "$1" "$(($(date +%s) - began))"; }
+began=$(date +%s)
+
+stage "format"
+cargo fmt --all --check
+stage "build"
+cargo build --workspace --bins --quiet
+cargo test --workspace --no-run --quiet
+stage "tests"
+cargo test --workspace -- --test-threads=2
+stage "done"
