@@ -11,7 +11,7 @@ use http::StatusCode;
 use roble_core::ids::NodeId;
 use roble_core::registry::{Member, MemberState};
 use roble_daemon::health::Health;
-use roble_daemon::pki::{Identity, VerifiedRequest};
+use roble_daemon::pki::{Identity, VerifiedRequest, certificate_request_from_pem};
 use roble_daemon::serve::{PeerAddress, PeerCertificate};
 use roble_proto::rest::{JoinGrant, JoinRequest, RenewRequest};
 use roble_proto::wire::link_server::LinkServer;
@@ -21,7 +21,6 @@ use crate::broker::Broker;
 use crate::certificates::Certificates;
 use crate::doors::Doors;
 use crate::members::Members;
-use crate::pem;
 use crate::rate::RateLimit;
 use crate::refusal::Refusal;
 use crate::streams::{NodeStreams, PIECE_BYTES};
@@ -77,7 +76,7 @@ async fn join(
 ) -> Result<Json<JoinGrant>, Refusal> {
     api.check_rate(address.ip())?;
     let ask: JoinRequest = read(request.into_body()).await?;
-    let csr = pem::request_from_pem(&ask.csr).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let csr = signing_request(&ask.csr)?;
     let key_sha256 = csr.pin().to_string();
     let (token, secret, name) = (ask.token, ask.secret, ask.name);
     let joined = api.doors.member(|asker| Event::Join { asker, token, secret, key_sha256, name });
@@ -98,7 +97,7 @@ async fn renew(
         return Err(Refusal::new(StatusCode::UNAUTHORIZED, "certificate-needed", message));
     };
     let ask: RenewRequest = read(request.into_body()).await?;
-    let csr = pem::request_from_pem(&ask.csr).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let csr = signing_request(&ask.csr)?;
     if csr.pin() != peer.key {
         let message = "the request is for another key than the connection's";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "key-mismatch", message));
@@ -110,6 +109,12 @@ async fn renew(
     }
     tracing::info!(node = %member.id, "node renews");
     api.grant(&member, &csr).await
+}
+
+fn signing_request(pem: &str) -> Result<VerifiedRequest, Refusal> {
+    certificate_request_from_pem(pem.as_bytes())
+        .and_then(|der| VerifiedRequest::parse(&der))
+        .map_err(|error| Refusal::invalid(error.to_string()))
 }
 
 async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {

@@ -13,13 +13,10 @@ use roble_daemon::pki::{
     Authority, Credential, Identity, Lifetimes, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_to_pem, validity,
 };
 use roble_daemon::tls::{ClientAuth, ClientTls, Dialer, Protocol, Revocations, ServerTls, TlsError};
-use roble_proto::rest::{JoinGrant, RenewRequest};
 
 use crate::broker::Broker;
 use crate::members::Members;
 use crate::membership::{JoinError, Membership, key_path};
-use crate::pem;
-use crate::request;
 
 /// Key and chain of the cluster itself.
 const LEAF: &str = "cluster.pem";
@@ -45,7 +42,7 @@ pub enum CertificateError {
     File(#[from] FileError),
     /// The root's answer.
     #[error("renew the authority at the root")]
-    Request(#[from] request::RequestError),
+    Renew(#[from] roble_daemon::join::JoinError),
 }
 
 /// What changes at a renewal.
@@ -210,10 +207,12 @@ impl Certificates {
             (current.membership.root.clone(), Pin::of_certificate(current.authority.root())?)
         };
         let key = PrivateKey::load_or_generate(&key_path(&self.folder))?;
-        let ask = RenewRequest {
-            csr: pem::request_to_pem(&key.request()?),
-        };
-        let grant: JoinGrant = request::post(&Dialer::new(self.uplink.clone()), &root, "/v1/renew", &ask).await?;
+        let leaf = Credential::load(&self.leaf_path())?.ok_or_else(|| PkiError::Missing(self.leaf_path()))?;
+        let tls = ClientTls::trusting(Identity::Root, std::slice::from_ref(self.authority().root()), self.clock.clone())
+            .credential(&leaf)
+            .protocol(Protocol::Raw)
+            .build()?;
+        let grant = roble_daemon::join::renew(&Dialer::new(tls), &root, &key).await?;
         let mut membership = Membership::of_grant(&grant, pin, &root, &self.folder)?;
         let authority = membership.authority(&self.folder, self.lifetimes)?;
         if membership.id != self.cluster {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use roble_core::backoff::Backoff;
 use roble_core::ids::NodeId;
-use roble_core::registry::MemberState;
+use roble_core::registry::{Member, MemberState};
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::{Clock, SystemClock, VerifierClock};
 use roble_daemon::files::{self, FileLock};
@@ -39,7 +39,7 @@ use crate::membership::{self, JoinError, Membership};
 use crate::metrics::{BrokerFigures, ClusterMetrics};
 use crate::rate::RateLimit;
 use crate::streams::{NodeStreams, Streams};
-use crate::tier::{ClusterConfig, ClusterTier, Event};
+use crate::tier::{ClusterConfig, ClusterTier};
 use crate::uplink::{RootLink, UplinkState};
 use crate::{nodes, uplink};
 
@@ -142,6 +142,9 @@ impl Daemon {
         let metrics = Metrics::new();
         let counters = ClusterMetrics::default();
         metrics.register(|registry| counters.register(registry));
+        let is_active = |member: &&Member| member.state == MemberState::Active;
+        let active = tier.registry().members().filter(is_active).map(|member| NodeId(member.id.0));
+        let active: Vec<NodeId> = active.collect();
         let (broker, mqtt) = start_broker(
             &config,
             &seams,
@@ -149,6 +152,7 @@ impl Daemon {
             &metrics,
             &mut tasks,
             &stop,
+            active,
         )
         .await?;
         let (node_sender, node_queues) = nodes::queues();
@@ -353,6 +357,7 @@ async fn start_broker(
     metrics: &Metrics,
     tasks: &mut JoinSet<anyhow::Result<()>>,
     stop: &CancellationToken,
+    admitted: Vec<NodeId>,
 ) -> anyhow::Result<(Arc<dyn Broker>, SocketAddr)> {
     match &config.broker {
         BrokerChoice::Embedded => {
@@ -388,6 +393,7 @@ async fn start_broker(
                     credential: certificates.leaf_path(),
                     authority: certificates.root_path(),
                     tls: Arc::new(move || Ok(own.config())),
+                    admitted,
                     clients: config.broker_clients,
                     backoff: seams.reconnect,
                 },

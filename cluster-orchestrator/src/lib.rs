@@ -11,7 +11,7 @@
 //! | [`api`], [`streams`], [`rate`] | door for nodes: join, renew, streams |
 //! | [`local`], [`commands`] | door for people at the site, and the commands that use it |
 //! | [`doors`], [`hands`] | questions to the tier; what the tier asks for |
-//! | [`request`], [`refusal`], [`pem`], [`metrics`] | small parts |
+//! | [`request`], [`refusal`], [`metrics`] | small parts |
 //!
 //! Invariants: nothing that was not stored is acknowledged; everything but new orders works with the root away; who
 //! somebody is comes from a verified certificate alone.
@@ -29,7 +29,6 @@ pub mod members;
 pub mod membership;
 pub mod metrics;
 pub mod nodes;
-pub mod pem;
 pub mod rate;
 pub mod refusal;
 pub mod request;

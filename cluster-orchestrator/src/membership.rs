@@ -7,12 +7,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::RngCore;
-use roble_core::backoff::Backoff;
 use roble_core::ids::ClusterId;
-use roble_core::registry::{JoinToken, MemberState};
+use roble_core::registry::JoinToken;
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::VerifierClock;
 use roble_daemon::files::{self, FileError, SECRET_MODE};
@@ -21,17 +19,13 @@ use roble_daemon::pki::{
 };
 use roble_daemon::tls::{ClientTls, Dialer, Protocol, TlsError};
 use roble_proto::limits::ROOT_LINK_PORT;
-use roble_proto::rest::{JoinGrant, JoinRequest};
+use roble_proto::rest::JoinGrant;
 use serde::{Deserialize, Serialize};
 
 use crate::config::host_of;
-use crate::pem;
-use crate::request::{self, RequestError};
 
 /// Longest membership file that is read.
 const MAX_BYTES: u64 = 256 * 1024;
-/// Waits while the root does not answer or nobody has approved yet.
-const AGAIN: Backoff = Backoff { base_ms: 1_000, cap_ms: 15_000 };
 
 /// Joining failed for good: a person must do something.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +35,7 @@ pub enum JoinError {
     NotJoined,
     /// The root's answer is final.
     #[error("join")]
-    Request(#[from] RequestError),
+    Join(#[from] roble_daemon::join::JoinError),
     /// The root granted something that is not an identity for us.
     #[error("the root's grant is not usable: {0}")]
     Grant(String),
@@ -187,44 +181,14 @@ pub async fn join(
 ) -> Result<Membership, JoinError> {
     let pin: Pin = token.pin.parse()?;
     let key = PrivateKey::load_or_generate(&key_path(folder))?;
-    let tls = ClientTls::pinned(Identity::Root, pin, clock).protocol(Protocol::Http).build()?;
+    let tls = ClientTls::pinned(Identity::Root, pin, clock).protocol(Protocol::Raw).build()?;
     let dialer = Dialer::new(tls);
-    let ask = JoinRequest {
-        token: token.id,
-        secret: token.secret.clone(),
-        name: name.to_owned(),
-        csr: pem::request_to_pem(&key.request()?),
+    let grant = tokio::select! {
+        () = stop.cancelled() => return Err(JoinError::Stopped),
+        grant = roble_daemon::join::join(&dialer, root, token, name, &key, rng) => grant?,
     };
-    let (mut failures, mut said) = (0, String::new());
-    loop {
-        let asked = tokio::select! {
-            () = stop.cancelled() => return Err(JoinError::Stopped),
-            asked = request::post::<_, JoinGrant>(&dialer, root, "/v1/join", &ask) => asked,
-        };
-        let line = match asked {
-            Ok(grant) if grant.state == MemberState::Active => {
-                let membership = Membership::of_grant(&grant, pin, root, folder)?;
-                membership.save(folder)?;
-                tracing::info!(cluster = %membership.id, name, root, "joined");
-                return Ok(membership);
-            }
-            Ok(grant) if grant.state == MemberState::Revoked => return Err(JoinError::Grant("revoked".into())),
-            Ok(_) => format!("waiting for a person to approve this cluster: roble approve cluster {name}"),
-            Err(error) if error.is_transient() => format!("cannot join yet, trying again: {error}"),
-            Err(error) => return Err(error.into()),
-        };
-        // Once per reason, not once per try.
-        if line == said {
-            tracing::debug!(root, "{line}");
-        } else {
-            tracing::warn!(root, "{line}");
-            said = line;
-        }
-        let wait = Duration::from_millis(AGAIN.delay_ms(failures, rng));
-        failures += 1;
-        tokio::select! {
-            () = stop.cancelled() => return Err(JoinError::Stopped),
-            () = tokio::time::sleep(wait) => {}
-        }
-    }
+    let membership = Membership::of_grant(&grant, pin, root, folder)?;
+    membership.save(folder)?;
+    tracing::info!(cluster = %membership.id, name, root, "joined");
+    Ok(membership)
 }

@@ -1,4 +1,4 @@
-//! One request with a JSON body, to the root or over the local socket.
+//! One request over the local socket.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,9 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use roble_daemon::tls::Dialer;
+use hyper_util::rt::TokioIo;
+use roble_daemon::join::error_chain;
 use roble_proto::limits::HTTP_BODY_BYTES;
 use roble_proto::rest::ErrorBody;
 use serde::Serialize;
@@ -46,36 +45,6 @@ pub enum RequestError {
         /// What is wrong with it.
         detail: String,
     },
-}
-
-impl RequestError {
-    /// Whether the same request may succeed later without anybody doing anything.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } => true,
-            Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
-            Self::Answer { .. } => false,
-        }
-    }
-}
-
-/// Posts `body` to the member of the tree that `dialer` knows, at `address`.
-///
-/// # Errors
-/// [`RequestError`].
-pub async fn post<B: Serialize, A: DeserializeOwned>(
-    dialer: &Dialer,
-    address: &str,
-    path: &str,
-    body: &B,
-) -> Result<A, RequestError> {
-    let client = Client::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(dialer.connector());
-    let request = request(address, Method::POST, &format!("http://{address}{path}"), Some(body))?;
-    let answer = within(address, async {
-        let answer = client.request(request).await.map_err(|error| unreachable(address, &error))?;
-        collect(address, answer).await
-    });
-    parse(address, answer.await?)
 }
 
 /// Asks the daemon behind a Unix socket.
@@ -160,13 +129,9 @@ fn parse<A: DeserializeOwned>(to: &str, (status, body): (StatusCode, Bytes)) -> 
     }
 }
 
-fn unreachable(to: &str, error: &(dyn std::error::Error + 'static)) -> RequestError {
-    // The library's own text says little.
-    let mut detail = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        detail = format!("{detail}: {error}");
-        next = error.source();
+fn unreachable(to: &str, error: &dyn std::error::Error) -> RequestError {
+    RequestError::Unreachable {
+        to: to.to_owned(),
+        detail: error_chain(error),
     }
-    RequestError::Unreachable { to: to.to_owned(), detail }
 }
