@@ -79,7 +79,13 @@ async fn join(
     let csr = signing_request(&ask.csr)?;
     let key_sha256 = csr.pin().to_string();
     let (token, secret, name) = (ask.token, ask.secret, ask.name);
-    let joined = api.doors.member(|asker| Event::Join { asker, token, secret, key_sha256, name });
+    let joined = api.doors.member(|asker| Event::Join {
+        asker,
+        token,
+        secret,
+        key_sha256,
+        name,
+    });
     let member = joined.await??;
     tracing::info!(node = %member.id, name = member.name, peer = %address, state = ?member.state, "node joins");
     api.grant(&member, &csr).await
@@ -105,7 +111,11 @@ async fn renew(
     let key_sha256 = peer.key.to_string();
     let member = api.doors.member(|asker| Event::Renew { asker, key_sha256 }).await??;
     if !matches!(&peer.identity, Identity::Node { node, .. } if *node == member.id.to_string()) {
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "key-mismatch", "the certificate is another node's"));
+        return Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "key-mismatch",
+            "the certificate is another node's",
+        ));
     }
     tracing::info!(node = %member.id, "node renews");
     api.grant(&member, &csr).await
@@ -120,11 +130,27 @@ fn signing_request(pem: &str) -> Result<VerifiedRequest, Refusal> {
 async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let bytes = tokio::time::timeout(BODY_WITHIN, axum::body::to_bytes(body, BODY_BYTES))
         .await
-        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "the body did not arrive in time"))?
-        .map_err(|_| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the body is too large or broke off"))?;
+        .map_err(|_| {
+            Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "too-slow",
+                "the body did not arrive in time",
+            )
+        })?
+        .map_err(|_| {
+            Refusal::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                "the body is too large or broke off",
+            )
+        })?;
     // The text of the error may quote the body, and with it the secret.
     serde_json::from_slice(&bytes).map_err(|error| {
-        Refusal::invalid(format!("not a valid request, at line {} column {}", error.line(), error.column()))
+        Refusal::invalid(format!(
+            "not a valid request, at line {} column {}",
+            error.line(),
+            error.column()
+        ))
     })
 }
 
@@ -134,7 +160,11 @@ impl Api {
             Ok(())
         } else {
             let message = "too many requests from this address; try again in a minute";
-            Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", message))
+            Err(Refusal::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-requests",
+                message,
+            ))
         }
     }
 
@@ -155,7 +185,11 @@ impl Api {
             // Put out while it was let in: admitting took that back.
             if self.members.is_revoked(node) {
                 let _ = self.broker.revoke(node).await;
-                return Err(Refusal::new(StatusCode::FORBIDDEN, "revoked", "this identity was revoked"));
+                return Err(Refusal::new(
+                    StatusCode::FORBIDDEN,
+                    "revoked",
+                    "this identity was revoked",
+                ));
             }
             let (certificates, authority) = self.certificates.certify(node, csr).map_err(Refusal::internal)?;
             (grant.certificates, grant.authority) = (certificates, authority);

@@ -10,7 +10,8 @@ use roble_daemon::CancellationToken;
 use roble_daemon::clock::VerifierClock;
 use roble_daemon::files::{self, FileError};
 use roble_daemon::pki::{
-    Authority, Credential, Identity, Lifetimes, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_to_pem, validity,
+    Authority, Credential, Identity, Lifetimes, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_to_pem,
+    validity,
 };
 use roble_daemon::tls::{ClientAuth, ClientTls, Dialer, Protocol, Revocations, ServerTls, TlsError};
 
@@ -171,7 +172,10 @@ impl Certificates {
         let (root, chain) = issued.chain.split_last().ok_or(PkiError::Mismatch {
             what: "the chain is empty",
         })?;
-        Ok((certificates_to_pem(chain), certificates_to_pem(std::slice::from_ref(root))))
+        Ok((
+            certificates_to_pem(chain),
+            certificates_to_pem(std::slice::from_ref(root)),
+        ))
     }
 
     /// The root authority as PEM.
@@ -191,7 +195,10 @@ impl Certificates {
         self.own.swap(&leaf)?;
         self.current().leaf_due = leaf.renew_at();
         if let Err(error) = broker.reload_certificate().await {
-            tracing::error!(error = &error as &dyn std::error::Error, "the broker still shows the old certificate");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the broker still shows the old certificate"
+            );
         }
         tracing::info!(not_after = leaf.peer().not_after, "own certificate renewed");
         Ok(())
@@ -204,14 +211,21 @@ impl Certificates {
     pub async fn renew_authority(&self) -> Result<(), CertificateError> {
         let (root, pin) = {
             let current = self.current();
-            (current.membership.root.clone(), Pin::of_certificate(current.authority.root())?)
+            (
+                current.membership.root.clone(),
+                Pin::of_certificate(current.authority.root())?,
+            )
         };
         let key = PrivateKey::load_or_generate(&key_path(&self.folder))?;
         let leaf = Credential::load(&self.leaf_path())?.ok_or_else(|| PkiError::Missing(self.leaf_path()))?;
-        let tls = ClientTls::trusting(Identity::Root, std::slice::from_ref(self.authority().root()), self.clock.clone())
-            .credential(&leaf)
-            .protocol(Protocol::Raw)
-            .build()?;
+        let tls = ClientTls::trusting(
+            Identity::Root,
+            std::slice::from_ref(self.authority().root()),
+            self.clock.clone(),
+        )
+        .credential(&leaf)
+        .protocol(Protocol::Raw)
+        .build()?;
         let grant = roble_daemon::join::renew(&Dialer::new(tls), &root, &key).await?;
         let mut membership = Membership::of_grant(&grant, pin, &root, &self.folder)?;
         let authority = membership.authority(&self.folder, self.lifetimes)?;
@@ -278,7 +292,11 @@ impl Certificates {
 
 /// After a third of its life; two thirds remain for the root to come back.
 fn authority_due(authority: &Authority) -> u64 {
-    let (from, until) = authority.chain().first().and_then(|first| validity(first).ok()).unwrap_or_default();
+    let (from, until) = authority
+        .chain()
+        .first()
+        .and_then(|first| validity(first).ok())
+        .unwrap_or_default();
     from + until.saturating_sub(from) / 3
 }
 
@@ -290,7 +308,10 @@ fn own_certificate(
     clock: &VerifierClock,
 ) -> Result<Credential, CertificateError> {
     let stored = Credential::load(&folder.join(LEAF)).unwrap_or_else(|error| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "own certificate is damaged, issuing a new one");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "own certificate is damaged, issuing a new one"
+        );
         None
     });
     let good = stored.filter(|stored| {

@@ -19,7 +19,10 @@ pub const WORDS: &[&str] = &["token", "nodes", "status"];
 
 /// The command line of the commands.
 #[derive(Debug, Parser)]
-#[command(name = "roble-cluster", about = "Commands at the site, for the cluster orchestrator that runs here.")]
+#[command(
+    name = "roble-cluster",
+    about = "Commands at the site, for the cluster orchestrator that runs here."
+)]
 pub struct CommandLine {
     /// Folder of the daemon's state
     #[arg(long, global = true, env = "ROBLE_CLUSTER_STATE_DIR", default_value = STATE_DIR)]
@@ -104,7 +107,12 @@ impl CommandLine {
         let ask = Ask(&socket);
         let change = match self.command {
             Command::Token {
-                command: TokenCommand::Create { minutes, needs_approval, name },
+                command:
+                    TokenCommand::Create {
+                        minutes,
+                        needs_approval,
+                        name,
+                    },
             } => {
                 let new = NewToken {
                     ttl_ms: Some(u64::try_from(Duration::from_secs(minutes * 60).as_millis())?),
@@ -114,7 +122,9 @@ impl CommandLine {
                 let created: CreatedToken = ask.send(Method::POST, "/v1/tokens", Some(&new)).await?;
                 return Ok(format!("{}\n", created.token));
             }
-            Command::Token { command: TokenCommand::List } => {
+            Command::Token {
+                command: TokenCommand::List,
+            } => {
                 let tokens: Vec<TokenView> = ask.get("/v1/tokens").await?;
                 let mut text = table(&["ID", "EXPIRES", "STATE", "NAME"]);
                 for token in tokens {
@@ -132,7 +142,9 @@ impl CommandLine {
                 let status: Status = ask.get("/v1/status").await?;
                 return Ok(format!("{}\n", serde_json::to_string_pretty(&status)?));
             }
-            Command::Nodes { command: None | Some(NodesCommand::List) } => {
+            Command::Nodes {
+                command: None | Some(NodesCommand::List),
+            } => {
                 let nodes: Vec<NodeView> = ask.get("/v1/nodes").await?;
                 let mut text = table(&["ID", "NAME", "STATE", "STANDING", "INSTANCES"]);
                 for node in nodes {
@@ -156,9 +168,14 @@ impl CommandLine {
             NodesCommand::Uncordon { node } => (node, "uncordon"),
             NodesCommand::List => return Ok(String::new()),
         };
-        let good = !node.is_empty() && node.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+        let good = !node.is_empty()
+            && node
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
         anyhow::ensure!(good, "`{node}` is neither an id nor a name");
-        let _: serde_json::Value = ask.send(Method::POST, &format!("/v1/nodes/{node}/{word}"), None::<&()>).await?;
+        let _: serde_json::Value = ask
+            .send(Method::POST, &format!("/v1/nodes/{node}/{word}"), None::<&()>)
+            .await?;
         Ok(format!("{node}: {word} done\n"))
     }
 }

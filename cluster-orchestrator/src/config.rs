@@ -23,25 +23,72 @@ const MAX_TOKEN_BYTES: u64 = 4 * 1024;
 /// What only this daemon has.
 pub static SETTINGS: &[Setting] = &[
     Setting::new("state_dir", Kind::Path, "folder for what must survive a restart").default(STATE_DIR),
-    Setting::new("root", Kind::String, "the root's API, as HOST or HOST:PORT (10000); kept after the join"),
-    Setting::new("join", Kind::String, "join token, or the absolute path of a file with it; needed once").secret(),
-    Setting::new("name", Kind::String, "name of the cluster at the root, instead of the host name"),
+    Setting::new(
+        "root",
+        Kind::String,
+        "the root's API, as HOST or HOST:PORT (10000); kept after the join",
+    ),
+    Setting::new(
+        "join",
+        Kind::String,
+        "join token, or the absolute path of a file with it; needed once",
+    )
+    .secret(),
+    Setting::new(
+        "name",
+        Kind::String,
+        "name of the cluster at the root, instead of the host name",
+    ),
     Setting::new("labels", Kind::List, "labels of the cluster, as zone=north,tier=edge").default(""),
-    Setting::new("advertise", Kind::String, "name or address at which people reach the cluster").default(""),
+    Setting::new(
+        "advertise",
+        Kind::String,
+        "name or address at which people reach the cluster",
+    )
+    .default(""),
     Setting::new("listen.mqtt", Kind::Address, "where nodes connect").default("0.0.0.0:10003"),
     Setting::new("listen.api", Kind::Address, "where nodes join, renew and bring streams").default("0.0.0.0:10100"),
-    Setting::new("store.backend", Kind::Choice(&["redb", "sled", "memory"]), "how state is kept").default("redb"),
-    Setting::new("broker.kind", Kind::Choice(&["embedded", "mosquitto"]), "who carries the nodes' messages")
-        .default("embedded")
-        .flag("broker"),
+    Setting::new(
+        "store.backend",
+        Kind::Choice(&["redb", "sled", "memory"]),
+        "how state is kept",
+    )
+    .default("redb"),
+    Setting::new(
+        "broker.kind",
+        Kind::Choice(&["embedded", "mosquitto"]),
+        "who carries the nodes' messages",
+    )
+    .default("embedded")
+    .flag("broker"),
     Setting::new("broker.mosquitto", Kind::Path, "the program, if it is chosen").default("/usr/sbin/mosquitto"),
     Setting::new("broker.clients", Kind::Integer, "most connections of nodes").default("4096"),
     Setting::new("profile", Kind::Choice(&["normal", "metered"]), "clocks to start from").default("normal"),
-    Setting::new("clocks.beat", Kind::Duration, "between a node's beats, instead of the profile's"),
-    Setting::new("clocks.unreachable", Kind::Duration, "silence after which a node gets nothing new"),
-    Setting::new("clocks.lost", Kind::Duration, "silence after which a node's work runs elsewhere"),
-    Setting::new("clocks.fence", Kind::Duration, "silence after which a node has stopped its at-most-one copies"),
-    Setting::new("clocks.replace", Kind::Duration, "silence after which an at-most-one copy is replaced"),
+    Setting::new(
+        "clocks.beat",
+        Kind::Duration,
+        "between a node's beats, instead of the profile's",
+    ),
+    Setting::new(
+        "clocks.unreachable",
+        Kind::Duration,
+        "silence after which a node gets nothing new",
+    ),
+    Setting::new(
+        "clocks.lost",
+        Kind::Duration,
+        "silence after which a node's work runs elsewhere",
+    ),
+    Setting::new(
+        "clocks.fence",
+        Kind::Duration,
+        "silence after which a node has stopped its at-most-one copies",
+    ),
+    Setting::new(
+        "clocks.replace",
+        Kind::Duration,
+        "silence after which an at-most-one copy is replaced",
+    ),
 ];
 
 /// All settings of `roble-cluster`.
@@ -127,8 +174,16 @@ impl DaemonConfig {
         Ok(Self {
             state_dir: config.path("state_dir").into(),
             root: config.try_string("root").map(root_address).transpose()?,
-            join: config.try_string("join").filter(|text| !text.is_empty()).map(join_token).transpose()?,
-            advertise: if advertise.is_empty() { name.clone() } else { advertise.to_owned() },
+            join: config
+                .try_string("join")
+                .filter(|text| !text.is_empty())
+                .map(join_token)
+                .transpose()?,
+            advertise: if advertise.is_empty() {
+                name.clone()
+            } else {
+                advertise.to_owned()
+            },
             name,
             labels: labels(config.list("labels"))?,
             listen_mqtt: config.address("listen.mqtt"),
@@ -143,12 +198,20 @@ impl DaemonConfig {
                 },
                 _ => BrokerChoice::Embedded,
             },
-            broker_clients: usize::try_from(config.integer("broker.clients")).unwrap_or(usize::MAX).clamp(1, 65_536),
+            broker_clients: usize::try_from(config.integer("broker.clients"))
+                .unwrap_or(usize::MAX)
+                .clamp(1, 65_536),
             clocks: clocks(config, metered)?,
             uplink: if metered {
-                ChildClocks { beat_ms: 20_000, silence_ms: 60_000 }
+                ChildClocks {
+                    beat_ms: 20_000,
+                    silence_ms: 60_000,
+                }
             } else {
-                ChildClocks { beat_ms: 2_500, silence_ms: 8_000 }
+                ChildClocks {
+                    beat_ms: 2_500,
+                    silence_ms: 8_000,
+                }
             },
             shutdown_deadline: config.duration("shutdown.deadline"),
         })
@@ -165,7 +228,13 @@ fn host_name(host: &str) -> String {
     let label = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
     let clean: String = label
         .chars()
-        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_lowercase() || c.is_ascii_digit() {
+                c
+            } else {
+                '-'
+            }
+        })
         .take(63)
         .collect();
     match clean.trim_matches('-') {

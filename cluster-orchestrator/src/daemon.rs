@@ -16,7 +16,7 @@ use roble_daemon::health::Health;
 use roble_daemon::metrics::Metrics;
 use roble_daemon::pki::Lifetimes;
 use roble_daemon::rng::{OsRandomness, Randomness};
-use roble_daemon::serve::{self, Limits, Server, ServeMetrics, bind, bind_unix, serve_unix};
+use roble_daemon::serve::{self, Limits, ServeMetrics, Server, bind, bind_unix, serve_unix};
 use roble_daemon::shell;
 use roble_daemon::tls::Revocations;
 use roble_link::grpc::{GrpcConfig, GrpcTransport};
@@ -143,18 +143,13 @@ impl Daemon {
         let counters = ClusterMetrics::default();
         metrics.register(|registry| counters.register(registry));
         let is_active = |member: &&Member| member.state == MemberState::Active;
-        let active = tier.registry().members().filter(is_active).map(|member| NodeId(member.id.0));
+        let active = tier
+            .registry()
+            .members()
+            .filter(is_active)
+            .map(|member| NodeId(member.id.0));
         let active: Vec<NodeId> = active.collect();
-        let (broker, mqtt) = start_broker(
-            &config,
-            &seams,
-            &certificates,
-            &metrics,
-            &mut tasks,
-            &stop,
-            active,
-        )
-        .await?;
+        let (broker, mqtt) = start_broker(&config, &seams, &certificates, &metrics, &mut tasks, &stop, active).await?;
         let (node_sender, node_queues) = nodes::queues();
         for member in tier.registry().members() {
             members.put(member);
@@ -172,7 +167,8 @@ impl Daemon {
         broker_check.pass();
 
         let (events, event_queue) = mpsc::channel(EVENTS);
-        let root = RootLink::new(&membership.link_address(), certificates.uplink.clone()).context("the root's address")?;
+        let root =
+            RootLink::new(&membership.link_address(), certificates.uplink.clone()).context("the root's address")?;
         let transport = GrpcTransport::start(
             GrpcConfig {
                 backoff: seams.reconnect,
@@ -240,8 +236,19 @@ impl Daemon {
         };
         let token = stop.clone();
         tasks.spawn(async move { Ok(serve_unix(local_socket, local_router, local_limits, token).await?) });
-        tasks.spawn(done(nodes::carry(broker.clone(), node_queues, events.clone(), counters.clone(), stop.clone())));
-        tasks.spawn(done(uplink::carry(transport, events.clone(), uplink_state, stop.clone())));
+        tasks.spawn(done(nodes::carry(
+            broker.clone(),
+            node_queues,
+            events.clone(),
+            counters.clone(),
+            stop.clone(),
+        )));
+        tasks.spawn(done(uplink::carry(
+            transport,
+            events.clone(),
+            uplink_state,
+            stop.clone(),
+        )));
         tasks.spawn(done(certificates.keep(broker, seams.renew_every, stop.clone())));
         let look = watch(folder, complete, counters);
         let token = stop.clone();
@@ -281,7 +288,10 @@ impl Daemon {
             }
         }
         let rest = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.deadline + Duration::from_secs(1), rest).await.is_err() {
+        if tokio::time::timeout(self.deadline + Duration::from_secs(1), rest)
+            .await
+            .is_err()
+        {
             tracing::warn!("some work did not end in time and was dropped");
         }
         result
@@ -320,7 +330,10 @@ async fn membership(
 /// over restarts, until the root has given all orders.
 fn is_complete(folder: &Path, opened: &Opened) -> anyhow::Result<bool> {
     if let Some(damage) = &opened.damage {
-        tracing::error!(damage, "the store was damaged and set aside; orders come again from the root");
+        tracing::error!(
+            damage,
+            "the store was damaged and set aside; orders come again from the root"
+        );
     }
     let mark = folder.join(INCOMPLETE);
     if opened.fresh || opened.set_aside.is_some() {
@@ -342,7 +355,10 @@ fn watch(folder: &Path, complete: bool, metrics: ClusterMetrics) -> impl FnMut(&
                 Err(error) => tracing::warn!(%error, path = %mark.display(), "mark not removed"),
             }
         }
-        let members = tier.registry().members().filter(|member| member.state != MemberState::Revoked);
+        let members = tier
+            .registry()
+            .members()
+            .filter(|member| member.state != MemberState::Revoked);
         metrics.members.set(i64::try_from(members.count()).unwrap_or(i64::MAX));
         let instances = tier.children().orchestrator().instances().count();
         metrics.instances.set(i64::try_from(instances).unwrap_or(i64::MAX));

@@ -115,7 +115,9 @@ impl ClusterHands {
                     tracing::info!("enough nodes are back: work is moved again");
                 }
             }
-            Note::Cloned(node) => tracing::error!(%node, "two machines use this identity: cordoned; revoke the wrong one"),
+            Note::Cloned(node) => {
+                tracing::error!(%node, "two machines use this identity: cordoned; revoke the wrong one")
+            }
             Note::Violation(what) => {
                 self.metrics.violations.inc();
                 tracing::warn!(what, "message not understood");

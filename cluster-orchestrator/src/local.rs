@@ -126,7 +126,13 @@ async fn change(
         "revoke" => What::RevokeChild(RevokeChild { child }),
         "cordon" => What::SetCordon(SetCordon { child, cordoned: true }),
         "uncordon" => What::SetCordon(SetCordon { child, cordoned: false }),
-        _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "not-found", "approve, revoke, cordon or uncordon")),
+        _ => {
+            return Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "not-found",
+                "approve, revoke, cordon or uncordon",
+            ));
+        }
     };
     local.ask(what).await.map(json)
 }

@@ -14,7 +14,10 @@ use roble_daemon::{config as settings, notify};
 
 fn main() -> anyhow::Result<()> {
     roble_daemon::install_crypto_provider();
-    if std::env::args().nth(1).is_some_and(|word| WORDS.contains(&word.as_str())) {
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|word| WORDS.contains(&word.as_str()))
+    {
         return command();
     }
     let settings = settings::from_process(&SPEC);

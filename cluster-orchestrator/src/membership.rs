@@ -31,7 +31,9 @@ const MAX_BYTES: u64 = 256 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// Nobody said where and with what.
-    #[error("this cluster has not joined yet: start it with --root ADDRESS --join TOKEN (`roble token create --kind cluster`)")]
+    #[error(
+        "this cluster has not joined yet: start it with --root ADDRESS --join TOKEN (`roble token create --kind cluster`)"
+    )]
     NotJoined,
     /// The root's answer is final.
     #[error("join")]
@@ -91,10 +93,16 @@ impl Membership {
         let Some(bytes) = files::read_optional(&path, MAX_BYTES)? else {
             return Ok(None);
         };
-        let damaged = |detail: String| JoinError::Damaged { path: path.clone(), detail };
+        let damaged = |detail: String| JoinError::Damaged {
+            path: path.clone(),
+            detail,
+        };
         let membership: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         if membership.schema != 1 {
-            return Err(damaged(format!("schema {} is newer than this program", membership.schema)));
+            return Err(damaged(format!(
+                "schema {} is newer than this program",
+                membership.schema
+            )));
         }
         Ok(Some(membership))
     }
@@ -148,7 +156,11 @@ impl Membership {
             id: grant.cluster,
             certificates: certificates_to_pem(&chain),
             root: root.to_owned(),
-            link_port: if grant.link_port == 0 { ROOT_LINK_PORT } else { grant.link_port },
+            link_port: if grant.link_port == 0 {
+                ROOT_LINK_PORT
+            } else {
+                grant.link_port
+            },
         };
         let made = membership
             .authority(folder, Lifetimes::default())
@@ -181,7 +193,9 @@ pub async fn join(
 ) -> Result<Membership, JoinError> {
     let pin: Pin = token.pin.parse()?;
     let key = PrivateKey::load_or_generate(&key_path(folder))?;
-    let tls = ClientTls::pinned(Identity::Root, pin, clock).protocol(Protocol::Raw).build()?;
+    let tls = ClientTls::pinned(Identity::Root, pin, clock)
+        .protocol(Protocol::Raw)
+        .build()?;
     let dialer = Dialer::new(tls);
     let grant = tokio::select! {
         () = stop.cancelled() => return Err(JoinError::Stopped),

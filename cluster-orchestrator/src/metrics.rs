@@ -44,10 +44,26 @@ impl ClusterMetrics {
     /// Registers all under `roble_cluster_...`.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("roble_cluster");
-        registry.register("uplink_connected", "The session with the root stands", self.uplink_connected.clone());
-        registry.register("uplink_sessions", "Sessions with the root opened", self.uplink_sessions.clone());
-        registry.register("dropped_to_root", "Frames to the root dropped", self.dropped_to_root.clone());
-        registry.register("dropped_to_nodes", "Messages to nodes dropped", self.dropped_to_nodes.clone());
+        registry.register(
+            "uplink_connected",
+            "The session with the root stands",
+            self.uplink_connected.clone(),
+        );
+        registry.register(
+            "uplink_sessions",
+            "Sessions with the root opened",
+            self.uplink_sessions.clone(),
+        );
+        registry.register(
+            "dropped_to_root",
+            "Frames to the root dropped",
+            self.dropped_to_root.clone(),
+        );
+        registry.register(
+            "dropped_to_nodes",
+            "Messages to nodes dropped",
+            self.dropped_to_nodes.clone(),
+        );
         registry.register("members", "Members that are not revoked", self.members.clone());
         registry.register("instances", "Instances known", self.instances.clone());
         registry.register("steps", "Decisions about instances", self.steps.clone());

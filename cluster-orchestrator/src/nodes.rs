@@ -64,7 +64,10 @@ pub async fn carry(
     metrics: ClusterMetrics,
     stop: CancellationToken,
 ) {
-    let NodeQueues { mut messages, mut revoked } = queues;
+    let NodeQueues {
+        mut messages,
+        mut revoked,
+    } = queues;
     let down = async {
         while let Some((node, message)) = messages.recv().await {
             match broker.send(node, Branch::Engine, message).await {
@@ -116,7 +119,9 @@ pub async fn carry(
                     continue;
                 }
                 // The net managers' branch has no peer here yet.
-                BrokerEvent::Message { .. } | BrokerEvent::Connected { .. } | BrokerEvent::Disconnected { .. } => continue,
+                BrokerEvent::Message { .. } | BrokerEvent::Connected { .. } | BrokerEvent::Disconnected { .. } => {
+                    continue;
+                }
             };
             if events.send(event).await.is_err() {
                 return;

@@ -35,7 +35,11 @@ impl Refusal {
     /// Something of ours failed; details are in the log only.
     pub fn internal(error: impl std::error::Error + 'static) -> Self {
         tracing::error!(error = &error as &dyn std::error::Error, "request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request failed here; see the cluster's log")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the request failed here; see the cluster's log",
+        )
     }
 }
 

@@ -67,7 +67,10 @@ pub async fn local<B: Serialize, A: DeserializeOwned>(
             .await
             .map_err(|error| unreachable(&to, &error))?;
         let asking = async {
-            let answer = sender.send_request(request).await.map_err(|error| unreachable(&to, &error))?;
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|error| unreachable(&to, &error))?;
             collect(&to, answer).await
         };
         tokio::pin!(asking);
@@ -80,8 +83,16 @@ pub async fn local<B: Serialize, A: DeserializeOwned>(
     parse(&to, answer.await?)
 }
 
-fn request<B: Serialize>(to: &str, method: Method, uri: &str, body: Option<&B>) -> Result<Request<Full<Bytes>>, RequestError> {
-    let failed = |detail: String| RequestError::Answer { to: to.to_owned(), detail };
+fn request<B: Serialize>(
+    to: &str,
+    method: Method,
+    uri: &str,
+    body: Option<&B>,
+) -> Result<Request<Full<Bytes>>, RequestError> {
+    let failed = |detail: String| RequestError::Answer {
+        to: to.to_owned(),
+        detail,
+    };
     let bytes = match body {
         Some(body) => serde_json::to_vec(body).map_err(|error| failed(error.to_string()))?,
         None => Vec::new(),
@@ -115,12 +126,19 @@ async fn collect(to: &str, answer: http::Response<hyper::body::Incoming>) -> Res
 }
 
 fn parse<A: DeserializeOwned>(to: &str, (status, body): (StatusCode, Bytes)) -> Result<A, RequestError> {
-    let answer = |detail: String| RequestError::Answer { to: to.to_owned(), detail };
+    let answer = |detail: String| RequestError::Answer {
+        to: to.to_owned(),
+        detail,
+    };
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|error| answer(error.to_string()));
     }
     match serde_json::from_slice::<ErrorBody>(&body) {
-        Ok(body) => Err(RequestError::Refused { to: to.to_owned(), status, body }),
+        Ok(body) => Err(RequestError::Refused {
+            to: to.to_owned(),
+            status,
+            body,
+        }),
         Err(_) if status.is_server_error() => Err(RequestError::Unreachable {
             to: to.to_owned(),
             detail: status.to_string(),

@@ -49,7 +49,9 @@ impl Streams {
 
     /// It is here; `false` if nobody expects it, or not any more.
     fn take(&self, stream: &str) -> bool {
-        self.expected().remove(stream).is_some_and(|since| since.elapsed() < KEPT)
+        self.expected()
+            .remove(stream)
+            .is_some_and(|since| since.elapsed() < KEPT)
     }
 }
 
@@ -78,7 +80,11 @@ impl Link for NodeStreams {
             Some(PeerIdentity(Some(Identity::Node { cluster, node }))) if *cluster == self.cluster.to_string() => {
                 node.clone()
             }
-            _ => return Err(Status::unauthenticated("a certificate of a node of this cluster is needed")),
+            _ => {
+                return Err(Status::unauthenticated(
+                    "a certificate of a node of this cluster is needed",
+                ));
+            }
         };
         let mut pieces = request.into_inner();
         let first = tokio::time::timeout(FIRST_WITHIN, pieces.message())

@@ -78,12 +78,7 @@ impl UplinkState {
 }
 
 /// Hands the transport's events to the tier until `stop`.
-pub async fn carry(
-    transport: GrpcTransport,
-    events: mpsc::Sender<Event>,
-    state: UplinkState,
-    stop: CancellationToken,
-) {
+pub async fn carry(transport: GrpcTransport, events: mpsc::Sender<Event>, state: UplinkState, stop: CancellationToken) {
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,

@@ -212,7 +212,10 @@ impl Driver {
             if reason == DownReason::Shutdown || self.events.send(GrpcEvent::Down { reason }).await.is_err() {
                 return;
             }
-            let wait = self.config.backoff.delay_ms(failures - u32::from(failures > 0), &mut self.rng);
+            let wait = self
+                .config
+                .backoff
+                .delay_ms(failures - u32::from(failures > 0), &mut self.rng);
             tokio::time::sleep(Duration::from_millis(wait)).await;
         }
     }
@@ -254,9 +257,7 @@ impl Driver {
 
     /// Dials and opens the stream; afterwards frames may be sent.
     async fn open(&mut self) -> Result<tonic::Streaming<wire::Frame>, DownReason> {
-        let channel = (self.channels)()
-            .await
-            .map_err(|error| failure::of_connect(&error))?;
+        let channel = (self.channels)().await.map_err(|error| failure::of_connect(&error))?;
         let mut client = LinkClient::new(channel)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES);
