@@ -9,6 +9,7 @@
 
 pub mod child;
 pub mod children;
+pub mod grpc;
 pub mod mqtt;
 pub mod parent;
 pub mod set;

@@ -1,0 +1,422 @@
+//! Puts the daemon together and runs it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use roble_core::backoff::Backoff;
+use roble_core::ids::NodeId;
+use roble_core::registry::{Member, MemberState};
+use roble_daemon::CancellationToken;
+use roble_daemon::clock::{Clock, SystemClock, VerifierClock};
+use roble_daemon::files::{self, FileLock};
+use roble_daemon::health::Health;
+use roble_daemon::metrics::Metrics;
+use roble_daemon::pki::Lifetimes;
+use roble_daemon::rng::{OsRandomness, Randomness};
+use roble_daemon::serve::{self, Limits, ServeMetrics, Server, bind, bind_unix, serve_unix};
+use roble_daemon::shell;
+use roble_daemon::tls::Revocations;
+use roble_link::grpc::{GrpcConfig, GrpcTransport};
+use roble_store::{OpenOptions, Opened};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::api::{self, Api};
+use crate::broker::Broker;
+use crate::broker::embedded::{self, EmbeddedBroker, Listener};
+use crate::broker::mosquitto::{MosquittoBroker, MosquittoConfig};
+use crate::certificates::Certificates;
+use crate::config::{BrokerChoice, DaemonConfig};
+use crate::doors::Doors;
+use crate::hands::{ClusterHands, node_identity};
+use crate::local::{self, Local};
+use crate::members::Members;
+use crate::membership::{self, JoinError, Membership};
+use crate::metrics::{BrokerFigures, ClusterMetrics};
+use crate::rate::RateLimit;
+use crate::streams::{NodeStreams, Streams};
+use crate::tier::{ClusterConfig, ClusterTier};
+use crate::uplink::{RootLink, UplinkState};
+use crate::{nodes, uplink};
+
+/// Events that may wait for the tier.
+const EVENTS: usize = 4_096;
+/// Present from a start with nothing, until the root's orders are known whole.
+const INCOMPLETE: &str = "incomplete";
+
+/// What tests replace.
+#[derive(Clone)]
+pub struct Seams {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub randomness: Arc<dyn Randomness>,
+    /// How long certificates are valid.
+    pub lifetimes: Lifetimes,
+    /// How often it is looked whether they must be renewed.
+    pub renew_every: Duration,
+    /// Waits between tries to reach the root.
+    pub reconnect: Backoff,
+}
+
+impl Default for Seams {
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(SystemClock),
+            randomness: Arc::new(OsRandomness),
+            lifetimes: Lifetimes::default(),
+            renew_every: Duration::from_secs(60),
+            reconnect: Backoff::RECONNECT,
+        }
+    }
+}
+
+/// A daemon that serves. Dropping it ends everything at once; [`run`](Self::run) waits and drains.
+pub struct Daemon {
+    /// Where nodes connect.
+    pub mqtt: SocketAddr,
+    /// Where nodes join.
+    pub api: SocketAddr,
+    /// What the root granted.
+    pub membership: Membership,
+    tasks: JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+    deadline: Duration,
+    _lock: FileLock,
+}
+
+impl Daemon {
+    /// Joins, if that was not done before, takes up the state, and serves. Ends when `stop` is cancelled.
+    ///
+    /// # Errors
+    /// Whatever keeps the daemon from serving.
+    pub async fn start(config: DaemonConfig, seams: Seams, stop: CancellationToken) -> anyhow::Result<Self> {
+        let lock = FileLock::acquire(&config.state_dir)?;
+        let folder = config.state_dir.as_path();
+        let verifier = Arc::new(VerifierClock::open(seams.clock.clone(), folder.join("time")));
+        let health = Health::new();
+        let (store_check, broker_check, identity_check) =
+            (health.check("store"), health.check("broker"), health.check("identity"));
+        let membership = membership(&config, &seams, verifier.clone(), &stop).await?;
+        identity_check.pass();
+
+        let opened = roble_store::open(config.backend, &folder.join("store"), &OpenOptions::default()).await?;
+        let complete = is_complete(folder, &opened)?;
+        let store = opened.store.clone();
+        let records = shell::load(&*store).await.context("read the store")?;
+
+        let revocations = Revocations::new();
+        let members = Arc::new(Members::default());
+        let certificates = Arc::new(Certificates::open(
+            folder,
+            membership.clone(),
+            seams.lifetimes,
+            verifier,
+            &revocations,
+            &members,
+        )?);
+        let mut rng = seams.randomness.generator();
+        let cluster = membership.id;
+        let tier_config = ClusterConfig {
+            id: cluster,
+            name: config.name.clone(),
+            labels: config.labels.clone(),
+            address: config.advertise.clone(),
+            clocks: config.clocks,
+            uplink: config.uplink,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            pin: certificates.authority().root_pin()?.to_string(),
+        };
+        let now = shell::now(&*seams.clock);
+        let (tier, bad) = ClusterTier::new(tier_config, &records, complete, now, &mut rng);
+        for record in bad {
+            tracing::error!(record, "record not understood, left out");
+        }
+        store_check.pass();
+
+        let mut tasks = JoinSet::new();
+        let metrics = Metrics::new();
+        let counters = ClusterMetrics::default();
+        metrics.register(|registry| counters.register(registry));
+        let is_active = |member: &&Member| member.state == MemberState::Active;
+        let active = tier
+            .registry()
+            .members()
+            .filter(is_active)
+            .map(|member| NodeId(member.id.0));
+        let active: Vec<NodeId> = active.collect();
+        let (broker, mqtt) = start_broker(&config, &seams, &certificates, &metrics, &mut tasks, &stop, active).await?;
+        let (node_sender, node_queues) = nodes::queues();
+        for member in tier.registry().members() {
+            members.put(member);
+            let node = NodeId(member.id.0);
+            match member.state {
+                MemberState::Active => broker.admit(node).await?,
+                MemberState::Pending => {}
+                MemberState::Revoked => {
+                    revocations.deny(node_identity(cluster, node));
+                    broker.revoke(node).await?;
+                }
+            }
+        }
+        metrics.register(|registry| registry.register_collector(Box::new(BrokerFigures(broker.clone()))));
+        broker_check.pass();
+
+        let (events, event_queue) = mpsc::channel(EVENTS);
+        let root =
+            RootLink::new(&membership.link_address(), certificates.uplink.clone()).context("the root's address")?;
+        let transport = GrpcTransport::start(
+            GrpcConfig {
+                backoff: seams.reconnect,
+                ..GrpcConfig::default()
+            },
+            root.source(),
+            Box::new(seams.randomness.generator()),
+        );
+        let uplink_state = UplinkState::default();
+        let (doors, streams) = (Arc::new(Doors::new(events.clone())), Arc::new(Streams::default()));
+        let hands = ClusterHands {
+            cluster,
+            uplink: transport.sender(),
+            uplink_state: uplink_state.clone(),
+            nodes: node_sender,
+            doors: doors.clone(),
+            streams: streams.clone(),
+            members: members.clone(),
+            revocations,
+            metrics: counters.clone(),
+        };
+
+        // Listeners first, so that a port that is taken is told before anything runs.
+        let api_socket = bind(config.listen_api).await?;
+        let api_address = api_socket.local_addr()?;
+        let local_socket = bind_unix(&config.socket())?;
+        let node_api = Arc::new(Api {
+            certificates: certificates.clone(),
+            doors: doors.clone(),
+            broker: broker.clone(),
+            members,
+            rate: RateLimit::new(60, 2.0),
+            mqtt_port: mqtt.port(),
+        });
+        let node_streams = NodeStreams {
+            cluster,
+            streams,
+            root,
+            metrics: counters.clone(),
+        };
+        let limits = Limits {
+            drain: config.shutdown_deadline,
+            ..Limits::streams()
+        };
+        let api_metrics = ServeMetrics::default();
+        metrics.register(|registry| api_metrics.register(registry, "roble_cluster_api"));
+        let api_router = api::router(node_api, node_streams, health.clone());
+        let local_router = local::router(
+            Arc::new(Local {
+                doors,
+                id: cluster,
+                name: config.name.clone(),
+                uplink: uplink_state.clone(),
+            }),
+            health,
+            metrics,
+        );
+        let server = Server::new(certificates.api.clone(), limits, stop.clone()).metrics(api_metrics);
+        tasks.spawn(async move { Ok(server.http(api_socket, api_router).await?) });
+        let local_limits = Limits {
+            connections: 64,
+            body_bytes: Some(64 * 1024),
+            drain: config.shutdown_deadline,
+            ..Limits::default()
+        };
+        let token = stop.clone();
+        tasks.spawn(async move { Ok(serve_unix(local_socket, local_router, local_limits, token).await?) });
+        tasks.spawn(done(nodes::carry(
+            broker.clone(),
+            node_queues,
+            events.clone(),
+            counters.clone(),
+            stop.clone(),
+        )));
+        tasks.spawn(done(uplink::carry(
+            transport,
+            events.clone(),
+            uplink_state,
+            stop.clone(),
+        )));
+        tasks.spawn(done(certificates.keep(broker, seams.renew_every, stop.clone())));
+        let look = watch(folder, complete, counters);
+        let token = stop.clone();
+        let clock = seams.clock.clone();
+        tasks.spawn(async move { Ok(shell::run(tier, event_queue, store, clock, rng, hands, look, token).await?) });
+        tracing::info!(
+            cluster = %cluster, name = config.name, %mqtt, api = %api_address, root = membership.root,
+            socket = %config.socket().display(), version = env!("CARGO_PKG_VERSION"), "serving"
+        );
+        drop(events);
+        Ok(Self {
+            mqtt,
+            api: api_address,
+            membership,
+            tasks,
+            stop,
+            deadline: config.shutdown_deadline,
+            _lock: lock,
+        })
+    }
+
+    /// Runs until asked to stop, or until a part of it fails; then everything stops.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = ended.context("a part of the daemon broke down").and_then(|ended| ended);
+            if !self.stop.is_cancelled() {
+                let failed = ended.and_then(|()| Err(anyhow::anyhow!("a part of the daemon ended by itself")));
+                result = result.and(failed);
+                self.stop.cancel();
+            }
+            if self.stop.is_cancelled() {
+                break;
+            }
+        }
+        let rest = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.deadline + Duration::from_secs(1), rest)
+            .await
+            .is_err()
+        {
+            tracing::warn!("some work did not end in time and was dropped");
+        }
+        result
+    }
+}
+
+async fn done(work: impl Future<Output = ()>) -> anyhow::Result<()> {
+    work.await;
+    Ok(())
+}
+
+/// The stored membership, or a new one.
+async fn membership(
+    config: &DaemonConfig,
+    seams: &Seams,
+    clock: Arc<VerifierClock>,
+    stop: &CancellationToken,
+) -> Result<Membership, JoinError> {
+    let folder = config.state_dir.as_path();
+    if let Some(mut membership) = Membership::load(folder)? {
+        if let Some(root) = config.root.as_ref().filter(|root| **root != membership.root) {
+            tracing::info!(from = membership.root, to = root, "the root's address changed");
+            membership.root.clone_from(root);
+            membership.save(folder)?;
+        }
+        return Ok(membership);
+    }
+    let (Some(root), Some(token)) = (&config.root, &config.join) else {
+        return Err(JoinError::NotJoined);
+    };
+    let mut rng = seams.randomness.generator();
+    membership::join(folder, root, token, &config.name, clock, &mut rng, stop).await
+}
+
+/// Whether the orders in the store are known to be all there are. A store that was lost, or never filled, stays incomplete
+/// over restarts, until the root has given all orders.
+fn is_complete(folder: &Path, opened: &Opened) -> anyhow::Result<bool> {
+    if let Some(damage) = &opened.damage {
+        tracing::error!(
+            damage,
+            "the store was damaged and set aside; orders come again from the root"
+        );
+    }
+    let mark = folder.join(INCOMPLETE);
+    if opened.fresh || opened.set_aside.is_some() {
+        files::write_atomic(&mark, b"the root's orders are not yet known whole\n", 0o600)?;
+        return Ok(false);
+    }
+    Ok(!mark.try_exists()?)
+}
+
+/// Keeps gauges, and forgets the mark once the orders are whole and stored.
+fn watch(folder: &Path, complete: bool, metrics: ClusterMetrics) -> impl FnMut(&ClusterTier) + Send + use<> {
+    let mark = folder.join(INCOMPLETE);
+    let mut marked = !complete;
+    move |tier| {
+        if marked && tier.children().is_complete() {
+            marked = false;
+            match std::fs::remove_file(&mark) {
+                Ok(()) => tracing::info!("the root's orders are known whole"),
+                Err(error) => tracing::warn!(%error, path = %mark.display(), "mark not removed"),
+            }
+        }
+        let members = tier
+            .registry()
+            .members()
+            .filter(|member| member.state != MemberState::Revoked);
+        metrics.members.set(i64::try_from(members.count()).unwrap_or(i64::MAX));
+        let instances = tier.children().orchestrator().instances().count();
+        metrics.instances.set(i64::try_from(instances).unwrap_or(i64::MAX));
+    }
+}
+
+/// The broker that was chosen, listening.
+async fn start_broker(
+    config: &DaemonConfig,
+    seams: &Seams,
+    certificates: &Arc<Certificates>,
+    metrics: &Metrics,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+    admitted: Vec<NodeId>,
+) -> anyhow::Result<(Arc<dyn Broker>, SocketAddr)> {
+    match &config.broker {
+        BrokerChoice::Embedded => {
+            let socket: TcpListener = bind(config.listen_mqtt).await?;
+            let address = socket.local_addr()?;
+            let serve_metrics = ServeMetrics::default();
+            metrics.register(|registry| serve_metrics.register(registry, "roble_cluster_mqtt"));
+            let broker = EmbeddedBroker::new(embedded::Limits::default());
+            let listener = Listener {
+                socket,
+                tls: certificates.nodes.clone(),
+                cluster: certificates.cluster(),
+                limits: serve::Limits {
+                    connections: config.broker_clients,
+                    connections_per_peer: config.broker_clients,
+                    drain: Duration::from_secs(1),
+                    ..serve::Limits::default()
+                },
+                metrics: serve_metrics,
+            };
+            let (serving, token) = (broker.clone(), stop.clone());
+            tasks.spawn(async move { Ok(serving.listen(listener, token).await?) });
+            Ok((Arc::new(broker), address))
+        }
+        BrokerChoice::Mosquitto { program } => {
+            let own = certificates.own.clone();
+            let broker = MosquittoBroker::start(
+                MosquittoConfig {
+                    program: program.clone(),
+                    folder: config.state_dir.join("mosquitto"),
+                    listen: config.listen_mqtt,
+                    cluster: certificates.cluster(),
+                    credential: certificates.leaf_path(),
+                    authority: certificates.root_path(),
+                    tls: Arc::new(move || Ok(own.config())),
+                    admitted,
+                    clients: config.broker_clients,
+                    backoff: seams.reconnect,
+                },
+                rand::RngCore::next_u64(&mut seams.randomness.generator()),
+            )
+            .await?;
+            Ok((Arc::new(broker), config.listen_mqtt))
+        }
+    }
+}
