@@ -116,6 +116,8 @@ pub enum Note {
 /// What a cluster is.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {
+    /// Its id, given by the root.
+    pub id: roble_core::ids::ClusterId,
     /// Its name at the root.
     pub name: String,
     /// Its labels.

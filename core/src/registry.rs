@@ -4,7 +4,7 @@
 //! Invariants: a token admits one public key, ever; the same key may repeat the call while the token lives and gets the
 //! same identity; a revoked member never comes back; a name belongs to one member that is not revoked.
 
-use crate::ids::{ChildId, TokenId};
+use crate::ids::{ChildId, ClusterId, TokenId};
 use crate::time::Timestamp;
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
@@ -32,12 +32,15 @@ impl fmt::Display for TokenKind {
     }
 }
 
-/// A join token as text: `roble1.<kind>.<id>.<secret>.<pin>`. The pin is the SHA-256 of the authority's public key, so
-/// that the joining side checks whom it talks to before it says the secret.
+/// A join token as text: `roble1.cluster.<id>.<secret>.<pin>` or `roble1.node@<cluster id>.<id>.<secret>.<pin>`. The pin
+/// is the SHA-256 of the root authority's public key; with it and the cluster's id the joining side checks whom it talks
+/// to before it says the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     /// What it lets join.
     pub kind: TokenKind,
+    /// For nodes: the cluster to join.
+    pub cluster: Option<ClusterId>,
     /// Its public id.
     pub id: TokenId,
     /// 256 bits as 64 hex digits.
@@ -55,14 +58,18 @@ impl fmt::Debug for JoinToken {
 impl JoinToken {
     /// The text that a person copies.
     pub fn reveal(&self) -> String {
-        format!("roble1.{}.{}.{}.{}", self.kind, self.id, self.secret, self.pin)
+        let cluster = self.cluster.map(|cluster| format!("@{cluster}")).unwrap_or_default();
+        format!(
+            "roble1.{}{cluster}.{}.{}.{}",
+            self.kind, self.id, self.secret, self.pin
+        )
     }
 }
 
 /// Why a text is not a join token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this is not a join token: roble1.<cluster|node>.<id>.<secret>.<pin> expected; make one with `roble token create`"
+    "this is not a join token, which begins with `roble1.` and has five parts; make one with `roble token create`"
 )]
 pub struct ParseTokenError;
 
@@ -76,9 +83,9 @@ impl FromStr for JoinToken {
         let [tag, kind, id, secret, pin] = parts.as_slice() else {
             return Err(ParseTokenError);
         };
-        let kind = match *kind {
-            "cluster" => TokenKind::Cluster,
-            "node" => TokenKind::Node,
+        let (kind, cluster) = match kind.split_once('@') {
+            None if *kind == "cluster" => (TokenKind::Cluster, None),
+            Some(("node", cluster)) => (TokenKind::Node, Some(cluster.parse().map_err(|_| ParseTokenError)?)),
             _ => return Err(ParseTokenError),
         };
         if *tag != "roble1" || !hex(secret) || !hex(pin) {
@@ -87,6 +94,7 @@ impl FromStr for JoinToken {
         let id = id.parse().map_err(|_| ParseTokenError)?;
         Ok(Self {
             kind,
+            cluster,
             id,
             secret: (*secret).to_owned(),
             pin: (*pin).to_owned(),
@@ -528,6 +536,7 @@ mod tests {
     fn tokens_read_back_what_they_reveal() {
         let token = JoinToken {
             kind: TokenKind::Node,
+            cluster: Some("89abcdef0123456789abcdef".parse().unwrap()),
             id: "0123456789abcdef01234567".parse().unwrap(),
             secret: "ab".repeat(32),
             pin: "cd".repeat(32),

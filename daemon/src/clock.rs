@@ -164,9 +164,7 @@ impl VerifierClock {
 
 impl TimeProvider for VerifierClock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(
-            self.now(),
-        )))
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now())))
     }
 }
 
@@ -195,11 +193,7 @@ mod tests {
         let clock = VerifierClock::with_floor(reset.clone(), Some(file.clone()), 1_000);
         assert_eq!(clock.now(), 5_000);
         reset.advance(Duration::from_millis(10));
-        assert_eq!(
-            clock.now(),
-            5_010,
-            "time passes although the wall clock is wrong"
-        );
+        assert_eq!(clock.now(), 5_010, "time passes although the wall clock is wrong");
         reset.set_wall(9_000);
         assert_eq!(clock.now(), 9_000);
 

@@ -47,12 +47,7 @@ pub static COMMON: &[Setting] = &[
         "least severe log lines to show, as `info` or `info,roble_link=debug`",
     )
     .default("info"),
-    Setting::new(
-        "log.format",
-        Kind::Choice(&["text", "json"]),
-        "how log lines look",
-    )
-    .default("text"),
+    Setting::new("log.format", Kind::Choice(&["text", "json"]), "how log lines look").default("text"),
     Setting::new(
         "shutdown.deadline",
         Kind::Duration,
@@ -83,9 +78,9 @@ impl fmt::Display for Mistakes {
             1 => writeln!(formatter, "1 mistake in the configuration:")?,
             count => writeln!(formatter, "{count} mistakes in the configuration:")?,
         }
-        self.0.iter().try_for_each(|mistake| {
-            writeln!(formatter, "  {}: {}", mistake.source, mistake.message)
-        })
+        self.0
+            .iter()
+            .try_for_each(|mistake| writeln!(formatter, "  {}: {}", mistake.source, mistake.message))
     }
 }
 
@@ -103,11 +98,7 @@ pub fn from_process(spec: &Spec) -> Config {
             std::process::exit(0)
         }
         Err(mistakes) => {
-            let _ = writeln!(
-                std::io::stderr(),
-                "{}: {mistakes}try {0} --help",
-                spec.daemon
-            );
+            let _ = writeln!(std::io::stderr(), "{}: {mistakes}try {0} --help", spec.daemon);
             std::process::exit(2)
         }
     }

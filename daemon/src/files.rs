@@ -41,9 +41,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// Another process holds the state folder.
-    #[error(
-        "state folder {folder} is in use by process {pid}; stop it first, or choose another folder"
-    )]
+    #[error("state folder {folder} is in use by process {pid}; stop it first, or choose another folder")]
     Locked {
         /// The state folder.
         folder: PathBuf,
@@ -123,14 +121,9 @@ pub fn read_optional(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErr
         Err(error) => return Err(failed(error)),
     };
     let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "file is too large",
-        )));
+        return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, "file is too large")));
     }
     Ok(Some(bytes))
 }
@@ -229,10 +222,7 @@ mod tests {
         write_atomic(&path, b"old", 0o644).unwrap();
         write_atomic(&path, b"new", SECRET_MODE).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
@@ -257,10 +247,7 @@ mod tests {
         fs::write(state.join(".key.pem.00ff.tmp"), b"half").unwrap();
         let again = FileLock::acquire(&state).unwrap();
         assert!(!again.folder().join(".key.pem.00ff.tmp").exists());
-        assert_eq!(
-            fs::metadata(&state).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

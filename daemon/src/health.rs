@@ -54,9 +54,7 @@ impl Health {
     }
 
     fn checks(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<String>>> {
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Adds a check, failing with `starting` until told otherwise.
@@ -158,10 +156,7 @@ mod tests {
         );
         uplink.pass();
         assert_eq!(fetch(&router, "/readyz").await.0, StatusCode::OK);
-        assert_eq!(
-            fetch(&router, "/healthz").await,
-            (StatusCode::OK, "ok\n".into())
-        );
+        assert_eq!(fetch(&router, "/healthz").await, (StatusCode::OK, "ok\n".into()));
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@
 //! | [`tls`] | TLS 1.3 for both sides: swappable certificates, revocation that closes live connections |
 //! | [`serve`] | the one accept loop: bounded, and indifferent to peers that stall |
 //! | [`health`], [`metrics`] | `/healthz`, `/readyz`, `/metrics` |
+//! | [`shell`] | the loop around a tier: events in, writes to disk, then acts |
 //! | [`logs`], [`shutdown`], [`notify`], [`mod@runtime`] | start-up and end of a process |
 //!
 //! Invariants:
@@ -29,6 +30,7 @@ pub mod pki;
 pub mod rng;
 pub mod runtime;
 pub mod serve;
+pub mod shell;
 pub mod shutdown;
 #[cfg(test)]
 mod testing;

@@ -15,11 +15,7 @@ pub enum LogFormat {
 impl LogFormat {
     /// From the setting `log.format`; anything but `json` is text.
     pub fn from_name(name: &str) -> Self {
-        if name == "json" {
-            Self::Json
-        } else {
-            Self::Text
-        }
+        if name == "json" { Self::Json } else { Self::Text }
     }
 }
 

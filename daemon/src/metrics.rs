@@ -34,12 +34,7 @@ impl Metrics {
 
     /// Lets `register` add metrics. Not from within a collector.
     pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
-        register(
-            &mut self
-                .0
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()),
-        )
+        register(&mut self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     /// All metrics as OpenMetrics text.
@@ -48,10 +43,7 @@ impl Metrics {
     /// If a collector fails.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        let registry = self
-            .0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let registry = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }
@@ -70,11 +62,7 @@ impl Collector for Process {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
-        gauge(
-            "process_resident_memory_bytes",
-            "Memory resident",
-            resident_bytes(),
-        )?;
+        gauge("process_resident_memory_bytes", "Memory resident", resident_bytes())?;
         gauge("process_open_fds", "File descriptors open", open_files())?;
         let uptime = i64::try_from(self.started.elapsed().as_secs()).ok();
         gauge("process_uptime_seconds", "Time since start", uptime)
@@ -104,8 +92,7 @@ mod tests {
     fn registered_and_process_metrics_are_rendered() {
         let metrics = Metrics::new();
         let counter = Counter::<u64>::default();
-        metrics
-            .register(|registry| registry.register("root_orders", "Orders sent", counter.clone()));
+        metrics.register(|registry| registry.register("root_orders", "Orders sent", counter.clone()));
         counter.inc();
         let text = metrics.render().unwrap();
         for part in [

@@ -145,18 +145,12 @@ impl FromStr for Pin {
     type Err = PkiError;
 
     fn from_str(text: &str) -> Result<Self, PkiError> {
-        let bad = || PkiError::BadPin {
-            text: shortened(text),
-        };
+        let bad = || PkiError::BadPin { text: shortened(text) };
         let mut bytes = [0; 32];
         hex::decode_to_slice(text, &mut bytes).map_err(|_| bad())?;
         let pin = Self(bytes);
         // Upper case decodes too; one pin has one spelling.
-        if pin.to_string() == text {
-            Ok(pin)
-        } else {
-            Err(bad())
-        }
+        if pin.to_string() == text { Ok(pin) } else { Err(bad()) }
     }
 }
 
@@ -173,8 +167,7 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
 /// [`PkiError::BadCertificate`].
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<(u64, u64), PkiError> {
     let parsed = parse(certificate)?;
-    let milliseconds =
-        |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0) * 1000;
+    let milliseconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0) * 1000;
     Ok((
         milliseconds(parsed.validity().not_before),
         milliseconds(parsed.validity().not_after),

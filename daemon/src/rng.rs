@@ -35,10 +35,7 @@ impl SeededRandomness {
 
 impl Randomness for SeededRandomness {
     fn generator(&self) -> Seeded {
-        let mut parent = self
-            .0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut parent = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         seeded(parent.random())
     }
 }

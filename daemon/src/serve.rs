@@ -151,11 +151,7 @@ impl ServeMetrics {
             "Handshakes too slow",
             self.handshake_timeouts.clone(),
         );
-        registry.register(
-            "over_limit",
-            "Connections closed at a bound",
-            self.over_limit.clone(),
-        );
+        registry.register("over_limit", "Connections closed at a bound", self.over_limit.clone());
         registry.register(
             "revoked",
             "Connections of revoked identities ended",
@@ -187,12 +183,10 @@ pub struct Connection {
 /// # Errors
 /// [`ServeError::Bind`] names the address.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError::Bind {
-            address: address.to_string(),
-            source,
-        })
+    TcpListener::bind(address).await.map_err(|source| ServeError::Bind {
+        address: address.to_string(),
+        source,
+    })
 }
 
 /// Serves TLS connections on one listener until asked to stop.

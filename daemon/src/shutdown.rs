@@ -36,10 +36,7 @@ impl Shutdown {
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn listen_for_signals(&self) -> io::Result<()> {
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let token = self.token.clone();
         tokio::spawn(async move {
             let name = tokio::select! {

@@ -49,22 +49,15 @@ impl Tree {
     }
 
     pub(crate) fn root_credential(&self) -> Credential {
-        let (key, chain) =
-            certify(|request| self.root.issue_root(&[], request, NOW).unwrap().chain);
+        let (key, chain) = certify(|request| self.root.issue_root(&[], request, NOW).unwrap().chain);
         Credential::new(key, chain).unwrap()
     }
 
     pub(crate) fn cluster(&self, digit: &str) -> Cluster {
         let id = id(digit);
-        let (key, chain) = certify(|request| {
-            self.root
-                .issue_cluster_authority(&id, request, NOW)
-                .unwrap()
-                .chain
-        });
+        let (key, chain) = certify(|request| self.root.issue_cluster_authority(&id, request, NOW).unwrap().chain);
         let authority = Authority::new(key, chain, Lifetimes::default()).unwrap();
-        let (key, root_chain) =
-            certify(|request| authority.issue_cluster(&id, request, NOW).unwrap().chain);
+        let (key, root_chain) = certify(|request| authority.issue_cluster(&id, request, NOW).unwrap().chain);
         Cluster {
             authority,
             id,
@@ -97,12 +90,7 @@ impl Cluster {
     }
 
     pub(crate) fn node(&self, digit: &str) -> Credential {
-        let (key, chain) = certify(|request| {
-            self.authority
-                .issue_node(&id(digit), request, NOW)
-                .unwrap()
-                .chain
-        });
+        let (key, chain) = certify(|request| self.authority.issue_node(&id(digit), request, NOW).unwrap().chain);
         Credential::new(key, chain).unwrap()
     }
 

@@ -87,16 +87,12 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn certified(credential: &Credential) -> Result<Arc<CertifiedKey>, TlsError> {
-    CertifiedKey::from_der(
-        credential.chain().to_vec(),
-        credential.key().to_der(),
-        &provider(),
-    )
-    .map(Arc::new)
-    .map_err(|source| TlsError::Rustls {
-        attempt: "use the certificate",
-        source,
-    })
+    CertifiedKey::from_der(credential.chain().to_vec(), credential.key().to_der(), &provider())
+        .map(Arc::new)
+        .map_err(|source| TlsError::Rustls {
+            attempt: "use the certificate",
+            source,
+        })
 }
 
 /// What is shown in handshakes; swapped as a whole.
@@ -105,24 +101,16 @@ struct Shown(RwLock<Option<Arc<CertifiedKey>>>);
 
 impl Shown {
     fn new(credential: Option<&Credential>) -> Result<Arc<Self>, TlsError> {
-        Ok(Arc::new(Self(RwLock::new(
-            credential.map(certified).transpose()?,
-        ))))
+        Ok(Arc::new(Self(RwLock::new(credential.map(certified).transpose()?))))
     }
 
     fn swap(&self, credential: &Credential) -> Result<(), TlsError> {
-        *self
-            .0
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(certified(credential)?);
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(certified(credential)?);
         Ok(())
     }
 
     fn get(&self) -> Option<Arc<CertifiedKey>> {
-        self.0
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 }
 

@@ -83,11 +83,20 @@ impl MqttConfig {
     }
 
     fn topic(&self, direction: Direction) -> String {
-        Topic { node: self.node, branch: self.branch, direction }.to_string()
+        Topic {
+            node: self.node,
+            branch: self.branch,
+            direction,
+        }
+        .to_string()
     }
 
     fn qos(&self) -> QoS {
-        if self.at_least_once { QoS::AtLeastOnce } else { QoS::AtMostOnce }
+        if self.at_least_once {
+            QoS::AtLeastOnce
+        } else {
+            QoS::AtMostOnce
+        }
     }
 
     fn options(&self) -> MqttOptions {
@@ -145,8 +154,19 @@ impl MqttTransport {
             shutdown: Notify::new(),
         });
         let (sender, events) = mpsc::channel(EVENTS);
-        let driver = Driver { config, tls, rng, event_loop, shared: shared.clone(), events: sender };
-        Self { shared, events: tokio::sync::Mutex::new(events), task: tokio::spawn(driver.run()) }
+        let driver = Driver {
+            config,
+            tls,
+            rng,
+            event_loop,
+            shared: shared.clone(),
+            events: sender,
+        };
+        Self {
+            shared,
+            events: tokio::sync::Mutex::new(events),
+            task: tokio::spawn(driver.run()),
+        }
     }
 
     /// Says goodbye to the broker if there is a connection, and stops. Events that wait are still returned by
@@ -177,7 +197,10 @@ impl Transport for MqttTransport {
             return Err(SendError::QueueFull);
         }
         let topic = self.shared.topic.as_str();
-        self.shared.client.try_publish(topic, self.shared.qos, false, message).map_err(|_| SendError::QueueFull)?;
+        self.shared
+            .client
+            .try_publish(topic, self.shared.qos, false, message)
+            .map_err(|_| SendError::QueueFull)?;
         gate.queued.push_back(bytes);
         gate.queued_bytes += bytes;
         Ok(())
@@ -185,7 +208,9 @@ impl Transport for MqttTransport {
 
     async fn next(&self) -> TransportEvent {
         let event = self.events.lock().await.recv().await;
-        event.unwrap_or(TransportEvent::Down { reason: DownReason::Shutdown })
+        event.unwrap_or(TransportEvent::Down {
+            reason: DownReason::Shutdown,
+        })
     }
 
     fn reconnect(&self) {
@@ -229,7 +254,11 @@ impl Driver {
                 }
             };
             self.forget();
-            failures = if up_since.is_some_and(|since| since.elapsed() >= STEADY) { 0 } else { failures + 1_u32 };
+            failures = if up_since.is_some_and(|since| since.elapsed() >= STEADY) {
+                0
+            } else {
+                failures + 1_u32
+            };
             tracing::debug!(%reason, failures, "node link down");
             if self.events.send(TransportEvent::Down { reason }).await.is_err() {
                 return;
@@ -249,7 +278,11 @@ impl Driver {
                 let dial = Dial::tls_with_config(TlsConfiguration::Rustls(tls));
                 self.event_loop.mqtt_options.set_transport(dial);
             }
-            Err(error) => return End::Broken(DownReason::Tls { detail: error.to_string() }),
+            Err(error) => {
+                return End::Broken(DownReason::Tls {
+                    detail: error.to_string(),
+                });
+            }
         }
         let within = self.config.connect_within;
         match timeout(within, self.subscribe()).await {
@@ -297,14 +330,22 @@ impl Driver {
                     let (topic, qos) = (self.config.topic(Direction::Down), self.config.qos());
                     self.shared.client.try_subscribe(topic, qos).map_err(|error| {
                         // The queue was emptied after the last connection, and the gate is closed.
-                        DownReason::Lost { detail: error.to_string() }
+                        DownReason::Lost {
+                            detail: error.to_string(),
+                        }
                     })?;
                 }
                 Ok(Event::Incoming(Incoming::SubAck(ack))) => {
-                    if ack.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_))) {
+                    if ack
+                        .return_codes
+                        .iter()
+                        .all(|code| matches!(code, SubscribeReasonCode::Success(_)))
+                    {
                         return Ok(());
                     }
-                    return Err(DownReason::Refused { detail: "subscription refused".into() });
+                    return Err(DownReason::Refused {
+                        detail: "subscription refused".into(),
+                    });
                 }
                 Ok(_) => {}
                 Err(error) => return Err(down_reason(&error, false)),
@@ -331,7 +372,10 @@ impl Driver {
             return;
         }
         let polling = async {
-            while !matches!(self.event_loop.poll().await, Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) {}
+            while !matches!(
+                self.event_loop.poll().await,
+                Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)
+            ) {}
         };
         let _ = timeout(Duration::from_secs(1), polling).await;
     }

@@ -123,7 +123,10 @@ impl EmbeddedBroker {
 }
 
 fn identity(cluster: ClusterId, node: NodeId) -> Identity {
-    Identity::Node { cluster: cluster.to_string(), node: node.to_string() }
+    Identity::Node {
+        cluster: cluster.to_string(),
+        node: node.to_string(),
+    }
 }
 
 #[async_trait]
@@ -131,7 +134,10 @@ impl Broker for EmbeddedBroker {
     async fn send(&self, node: NodeId, branch: Branch, payload: Bytes) -> Result<(), SendError> {
         let limit = self.hub.limits.packet_bytes - PACKET_OVERHEAD;
         if payload.len() > limit {
-            return Err(SendError::TooLarge { bytes: payload.len(), limit });
+            return Err(SendError::TooLarge {
+                bytes: payload.len(),
+                limit,
+            });
         }
         let client = match self.hub.state().sessions.get(&(node, branch)) {
             Some(session) if session.announced.is_some() => session.client.clone(),
@@ -227,7 +233,11 @@ impl Hub {
         }
         let client = Arc::new(Client::new(node, self.limits.inbox_bytes_per_client));
         clients.push(client.clone());
-        Ok(Open { hub: self.clone(), client, branch: None })
+        Ok(Open {
+            hub: self.clone(),
+            client,
+            branch: None,
+        })
     }
 
     fn emit(&self, event: BrokerEvent, ticket: Ticket) {
@@ -251,7 +261,13 @@ impl Open {
         let key = (self.client.node, branch);
         self.branch = Some(branch);
         let mut state = self.hub.state();
-        let older = state.sessions.insert(key, Session { client: self.client.clone(), announced: None });
+        let older = state.sessions.insert(
+            key,
+            Session {
+                client: self.client.clone(),
+                announced: None,
+            },
+        );
         self.hub.counters.connects.add();
         if let Some(older) = older {
             self.hub.counters.duplicates.add();
@@ -259,7 +275,8 @@ impl Open {
             older.client.close(Close::Replaced);
             self.hub.emit(BrokerEvent::Duplicate { node: key.0 }, Ticket::of(room));
             if let Some(room) = older.announced {
-                self.hub.emit(BrokerEvent::Disconnected { node: key.0, branch }, Ticket::of(room));
+                self.hub
+                    .emit(BrokerEvent::Disconnected { node: key.0, branch }, Ticket::of(room));
             }
         }
     }
@@ -268,10 +285,18 @@ impl Open {
     async fn announce(&self) -> bool {
         let (mine, reserve) = (self.hub.inbox.room().await, self.hub.inbox.room().await);
         let mut state = self.hub.state();
-        let Some((key, session)) = self.session(&mut state) else { return false };
+        let Some((key, session)) = self.session(&mut state) else {
+            return false;
+        };
         if session.announced.is_none() {
             session.announced = Some(reserve);
-            self.hub.emit(BrokerEvent::Connected { node: key.0, branch: key.1 }, Ticket::of(mine));
+            self.hub.emit(
+                BrokerEvent::Connected {
+                    node: key.0,
+                    branch: key.1,
+                },
+                Ticket::of(mine),
+            );
         }
         true
     }
@@ -280,12 +305,21 @@ impl Open {
     async fn deliver(&self, payload: Bytes) -> bool {
         let ticket = self.hub.inbox.room_for(payload.len(), &self.client.budget).await;
         let mut state = self.hub.state();
-        let Some((key, session)) = self.session(&mut state) else { return false };
+        let Some((key, session)) = self.session(&mut state) else {
+            return false;
+        };
         if session.announced.is_none() {
             return false;
         }
         self.hub.counters.received.add();
-        self.hub.emit(BrokerEvent::Message { node: key.0, branch: key.1, payload }, ticket);
+        self.hub.emit(
+            BrokerEvent::Message {
+                node: key.0,
+                branch: key.1,
+                payload,
+            },
+            ticket,
+        );
         true
     }
 
@@ -301,7 +335,13 @@ impl Drop for Open {
         let mut state = self.hub.state();
         if let Some((key, session)) = self.session(&mut state) {
             if let Some(room) = session.announced.take() {
-                self.hub.emit(BrokerEvent::Disconnected { node: key.0, branch: key.1 }, Ticket::of(room));
+                self.hub.emit(
+                    BrokerEvent::Disconnected {
+                        node: key.0,
+                        branch: key.1,
+                    },
+                    Ticket::of(room),
+                );
             }
             state.sessions.remove(&key);
         }

@@ -31,15 +31,24 @@ impl Tree {
         let root = Authority::create_root(now, lifetimes).unwrap();
         let key = PrivateKey::generate().unwrap();
         let request = VerifiedRequest::parse(&key.request().unwrap()).unwrap();
-        let issued = root.issue_cluster_authority(&cluster.to_string(), &request, now).unwrap();
+        let issued = root
+            .issue_cluster_authority(&cluster.to_string(), &request, now)
+            .unwrap();
         let authority = Authority::new(key, issued.chain, lifetimes).unwrap();
-        Self { cluster, authority, clock }
+        Self {
+            cluster,
+            authority,
+            clock,
+        }
     }
 
     pub(super) fn node(&self, node: NodeId) -> Credential {
         let key = PrivateKey::generate().unwrap();
         let request = VerifiedRequest::parse(&key.request().unwrap()).unwrap();
-        let issued = self.authority.issue_node(&node.to_string(), &request, self.clock.now()).unwrap();
+        let issued = self
+            .authority
+            .issue_node(&node.to_string(), &request, self.clock.now())
+            .unwrap();
         Credential::new(key, issued.chain).unwrap()
     }
 
@@ -47,12 +56,18 @@ impl Tree {
     pub(super) fn cluster(&self) -> Credential {
         let key = PrivateKey::generate().unwrap();
         let request = VerifiedRequest::parse(&key.request().unwrap()).unwrap();
-        let issued = self.authority.issue_cluster(&self.cluster.to_string(), &request, self.clock.now()).unwrap();
+        let issued = self
+            .authority
+            .issue_cluster(&self.cluster.to_string(), &request, self.clock.now())
+            .unwrap();
         Credential::new(key, issued.chain).unwrap()
     }
 
     pub(super) fn server(&self) -> ServerTls {
-        ServerTls::builder(&self.cluster(), self.clock.clone()).protocol(Protocol::Raw).build().unwrap()
+        ServerTls::builder(&self.cluster(), self.clock.clone())
+            .protocol(Protocol::Raw)
+            .build()
+            .unwrap()
     }
 
     /// The dialing side with this certificate.
@@ -71,8 +86,15 @@ impl Tree {
     /// A node that dials a broker at this port of this machine, and comes back fast.
     pub(super) fn transport(&self, port: u16, node: NodeId, branch: Branch) -> MqttTransport {
         let mut config = MqttConfig::new("127.0.0.1", port, node, branch);
-        config.backoff = Backoff { base_ms: 20, cap_ms: 200 };
-        MqttTransport::start(config, self.source(&self.node(node)), Box::new(SmallRng::seed_from_u64(1)))
+        config.backoff = Backoff {
+            base_ms: 20,
+            cap_ms: 200,
+        };
+        MqttTransport::start(
+            config,
+            self.source(&self.node(node)),
+            Box::new(SmallRng::seed_from_u64(1)),
+        )
     }
 
     /// The root's certificate, as PEM.

@@ -76,7 +76,12 @@ impl MemoryBroker {
             next_id: 0,
             stats: BrokerStats::default(),
         };
-        Self { hub: Arc::new(Hub { state: Mutex::new(state), inbox: Pipe::default() }) }
+        Self {
+            hub: Arc::new(Hub {
+                state: Mutex::new(state),
+                inbox: Pipe::default(),
+            }),
+        }
     }
 
     /// The node's end of a new connection; as with the other transports it comes back by itself after a partition.
@@ -84,10 +89,18 @@ impl MemoryBroker {
         let mut state = self.hub.state();
         let id = state.next_id;
         state.next_id += 1;
-        let end = Arc::new(End { id, node, branch, pipe: Pipe::default() });
+        let end = Arc::new(End {
+            id,
+            node,
+            branch,
+            pipe: Pipe::default(),
+        });
         state.transports.insert(id, end.clone());
         self.hub.connect(&mut state, &end);
-        MemoryTransport { hub: self.hub.clone(), end }
+        MemoryTransport {
+            hub: self.hub.clone(),
+            end,
+        }
     }
 
     /// From now on messages travel like this.
@@ -100,9 +113,20 @@ impl MemoryBroker {
         let mut state = self.hub.state();
         if cut {
             state.partitioned.insert(node);
-            self.hub.put_out(&mut state, node, &DownReason::Lost { detail: "partitioned".into() });
+            self.hub.put_out(
+                &mut state,
+                node,
+                &DownReason::Lost {
+                    detail: "partitioned".into(),
+                },
+            );
         } else if state.partitioned.remove(&node) {
-            let mut ends: Vec<_> = state.transports.values().filter(|end| end.node == node).cloned().collect();
+            let mut ends: Vec<_> = state
+                .transports
+                .values()
+                .filter(|end| end.node == node)
+                .cloned()
+                .collect();
             ends.sort_by_key(|end| end.id);
             for end in ends {
                 self.hub.connect(&mut state, &end);
@@ -121,8 +145,12 @@ impl Hub {
         if state.revoked.contains(&node) || state.partitioned.contains(&node) {
             state.stats.refused += 1;
             let reason = match state.revoked.contains(&node) {
-                true => DownReason::Tls { detail: "revoked".into() },
-                false => DownReason::Unreachable { detail: "partitioned".into() },
+                true => DownReason::Tls {
+                    detail: "revoked".into(),
+                },
+                false => DownReason::Unreachable {
+                    detail: "partitioned".into(),
+                },
             };
             end.pipe.push(Duration::ZERO, TransportEvent::Down { reason });
             return;
@@ -131,9 +159,12 @@ impl Hub {
         if let Some(older) = state.connected.insert((node, branch), end.id) {
             state.stats.duplicates += 1;
             self.inbox.push(Duration::ZERO, BrokerEvent::Duplicate { node });
-            self.inbox.push(Duration::ZERO, BrokerEvent::Disconnected { node, branch });
+            self.inbox
+                .push(Duration::ZERO, BrokerEvent::Disconnected { node, branch });
             if let Some(older) = state.transports.get(&older) {
-                older.down(DownReason::Lost { detail: "replaced".into() });
+                older.down(DownReason::Lost {
+                    detail: "replaced".into(),
+                });
             }
         }
         self.inbox.push(Duration::ZERO, BrokerEvent::Connected { node, branch });
@@ -143,7 +174,8 @@ impl Hub {
     fn put_out(&self, state: &mut State, node: NodeId, reason: &DownReason) {
         for branch in [Branch::Engine, Branch::Net] {
             if let Some(id) = state.connected.remove(&(node, branch)) {
-                self.inbox.push(Duration::ZERO, BrokerEvent::Disconnected { node, branch });
+                self.inbox
+                    .push(Duration::ZERO, BrokerEvent::Disconnected { node, branch });
                 if let Some(end) = state.transports.get(&id) {
                     end.down(reason.clone());
                 }
@@ -170,7 +202,11 @@ impl State {
         if faults.loss > 0.0 && self.rng.random::<f64>() < faults.loss {
             return None;
         }
-        Some(faults.delay.mul_f64(if faults.delay.is_zero() { 0.0 } else { self.rng.random() }))
+        Some(
+            faults
+                .delay
+                .mul_f64(if faults.delay.is_zero() { 0.0 } else { self.rng.random() }),
+        )
     }
 }
 
@@ -178,7 +214,10 @@ impl State {
 impl Broker for MemoryBroker {
     async fn send(&self, node: NodeId, branch: Branch, payload: Bytes) -> Result<(), SendError> {
         if payload.len() > MESSAGE_BYTES {
-            return Err(SendError::TooLarge { bytes: payload.len(), limit: MESSAGE_BYTES });
+            return Err(SendError::TooLarge {
+                bytes: payload.len(),
+                limit: MESSAGE_BYTES,
+            });
         }
         let mut state = self.hub.state();
         let id = state.connected.get(&(node, branch)).ok_or(SendError::NotConnected)?;
@@ -206,7 +245,13 @@ impl Broker for MemoryBroker {
     async fn revoke(&self, node: NodeId) -> Result<(), BrokerError> {
         let mut state = self.hub.state();
         if state.revoked.insert(node) {
-            self.hub.put_out(&mut state, node, &DownReason::Tls { detail: "revoked".into() });
+            self.hub.put_out(
+                &mut state,
+                node,
+                &DownReason::Tls {
+                    detail: "revoked".into(),
+                },
+            );
             state.stats.revoked += 1;
         }
         Ok(())
@@ -218,7 +263,10 @@ impl Broker for MemoryBroker {
 
     fn stats(&self) -> BrokerStats {
         let state = self.hub.state();
-        BrokerStats { clients: state.connected.len() as u64, ..state.stats }
+        BrokerStats {
+            clients: state.connected.len() as u64,
+            ..state.stats
+        }
     }
 }
 
@@ -232,7 +280,10 @@ pub struct MemoryTransport {
 impl Transport for MemoryTransport {
     async fn send(&self, message: Bytes) -> Result<(), TransportSendError> {
         if message.len() > MESSAGE_BYTES {
-            return Err(TransportSendError::TooLarge { bytes: message.len(), limit: MESSAGE_BYTES });
+            return Err(TransportSendError::TooLarge {
+                bytes: message.len(),
+                limit: MESSAGE_BYTES,
+            });
         }
         let mut state = self.hub.state();
         if !state.is_connected(&self.end) {
@@ -244,7 +295,14 @@ impl Transport for MemoryTransport {
         if let Some(delay) = state.fate() {
             state.stats.received += 1;
             let (node, branch) = (self.end.node, self.end.branch);
-            self.hub.inbox.push(delay, BrokerEvent::Message { node, branch, payload: message });
+            self.hub.inbox.push(
+                delay,
+                BrokerEvent::Message {
+                    node,
+                    branch,
+                    payload: message,
+                },
+            );
         }
         Ok(())
     }
@@ -261,7 +319,9 @@ impl Drop for MemoryTransport {
         let (node, branch) = (self.end.node, self.end.branch);
         if state.is_connected(&self.end) {
             state.connected.remove(&(node, branch));
-            self.hub.inbox.push(Duration::ZERO, BrokerEvent::Disconnected { node, branch });
+            self.hub
+                .inbox
+                .push(Duration::ZERO, BrokerEvent::Disconnected { node, branch });
         }
     }
 }
@@ -274,7 +334,10 @@ struct Pipe<T> {
 
 impl<T> Default for Pipe<T> {
     fn default() -> Self {
-        Self { entries: Mutex::default(), changed: Notify::new() }
+        Self {
+            entries: Mutex::default(),
+            changed: Notify::new(),
+        }
     }
 }
 
@@ -351,21 +414,49 @@ mod tests {
         let node = suite::node(1);
         let transport = broker.transport(node, Branch::Engine);
         assert_eq!(transport.next().await, TransportEvent::Up);
-        assert_eq!(broker.next().await, BrokerEvent::Connected { node, branch: Branch::Engine });
+        assert_eq!(
+            broker.next().await,
+            BrokerEvent::Connected {
+                node,
+                branch: Branch::Engine
+            }
+        );
 
-        broker.set_faults(Faults { loss: 1.0, delay: Duration::ZERO });
+        broker.set_faults(Faults {
+            loss: 1.0,
+            delay: Duration::ZERO,
+        });
         transport.send(Bytes::from_static(b"lost")).await.unwrap();
-        broker.set_faults(Faults { loss: 0.0, delay: Duration::from_secs(10) });
+        broker.set_faults(Faults {
+            loss: 0.0,
+            delay: Duration::from_secs(10),
+        });
         let before = Instant::now();
         transport.send(Bytes::from_static(b"late")).await.unwrap();
         let payload = Bytes::from_static(b"late");
-        assert_eq!(broker.next().await, BrokerEvent::Message { node, branch: Branch::Engine, payload });
+        assert_eq!(
+            broker.next().await,
+            BrokerEvent::Message {
+                node,
+                branch: Branch::Engine,
+                payload
+            }
+        );
         assert!(before.elapsed() > Duration::from_millis(1));
 
         broker.set_partitioned(node, true);
         assert!(matches!(transport.next().await, TransportEvent::Down { .. }));
-        assert_eq!(broker.next().await, BrokerEvent::Disconnected { node, branch: Branch::Engine });
-        assert_eq!(transport.send(Bytes::new()).await, Err(TransportSendError::NotConnected));
+        assert_eq!(
+            broker.next().await,
+            BrokerEvent::Disconnected {
+                node,
+                branch: Branch::Engine
+            }
+        );
+        assert_eq!(
+            transport.send(Bytes::new()).await,
+            Err(TransportSendError::NotConnected)
+        );
         broker.set_partitioned(node, false);
         assert_eq!(transport.next().await, TransportEvent::Up);
     }

@@ -131,7 +131,14 @@ impl Shared {
     }
 
     async fn message(&self, topic: Topic, payload: Bytes) {
-        let Topic { node, branch, direction: Direction::Up } = topic else { return };
+        let Topic {
+            node,
+            branch,
+            direction: Direction::Up,
+        } = topic
+        else {
+            return;
+        };
         let report = self.report.lock().await;
         let first = {
             let mut state = self.state();
@@ -192,7 +199,12 @@ impl MosquittoBroker {
         let mut tasks = JoinSet::new();
         tasks.spawn(supervise::run(shared.clone(), first, seed));
         tasks.spawn(link.run());
-        Ok(Self { shared, client, events: tokio::sync::Mutex::new(events), _tasks: tasks })
+        Ok(Self {
+            shared,
+            client,
+            events: tokio::sync::Mutex::new(events),
+            _tasks: tasks,
+        })
     }
 }
 
@@ -201,13 +213,21 @@ impl Broker for MosquittoBroker {
     async fn send(&self, node: NodeId, branch: Branch, payload: Bytes) -> Result<(), SendError> {
         let limit = MQTT_PACKET_BYTES - PACKET_OVERHEAD;
         if payload.len() > limit {
-            return Err(SendError::TooLarge { bytes: payload.len(), limit });
+            return Err(SendError::TooLarge {
+                bytes: payload.len(),
+                limit,
+            });
         }
         let mut state = self.shared.state();
         if !state.linked || !state.connected.contains(&(node, branch)) {
             return Err(SendError::NotConnected);
         }
-        let topic = Topic { node, branch, direction: Direction::Down }.to_string();
+        let topic = Topic {
+            node,
+            branch,
+            direction: Direction::Down,
+        }
+        .to_string();
         match self.client.try_publish(topic, QoS::AtMostOnce, false, payload) {
             Ok(()) => {
                 state.stats.sent += 1;
@@ -221,7 +241,12 @@ impl Broker for MosquittoBroker {
     }
 
     async fn next(&self) -> BrokerEvent {
-        self.events.lock().await.recv().await.expect("the sender lives as long as the broker")
+        self.events
+            .lock()
+            .await
+            .recv()
+            .await
+            .expect("the sender lives as long as the broker")
     }
 
     async fn admit(&self, node: NodeId) -> Result<(), BrokerError> {
@@ -232,7 +257,10 @@ impl Broker for MosquittoBroker {
         if !is_new {
             return Ok(());
         }
-        self.shared.write_access_list().await.map_err(|source| BrokerError::Admit { node, source })
+        self.shared
+            .write_access_list()
+            .await
+            .map_err(|source| BrokerError::Admit { node, source })
     }
 
     async fn revoke(&self, node: NodeId) -> Result<(), BrokerError> {
@@ -243,7 +271,12 @@ impl Broker for MosquittoBroker {
             if state.revoked.insert(node) {
                 state.stats.revoked += 1;
             }
-            state.clients.iter().filter(|(_, of)| **of == user).map(|(client, _)| client.clone()).collect()
+            state
+                .clients
+                .iter()
+                .filter(|(_, of)| **of == user)
+                .map(|(client, _)| client.clone())
+                .collect()
         };
         let result = self.shared.write_access_list().await;
         for client in clients {
@@ -256,11 +289,17 @@ impl Broker for MosquittoBroker {
     }
 
     async fn reload_certificate(&self) -> Result<(), BrokerError> {
-        self.shared.reload().await.map_err(|source| BrokerError::Certificate { source })
+        self.shared
+            .reload()
+            .await
+            .map_err(|source| BrokerError::Certificate { source })
     }
 
     fn stats(&self) -> BrokerStats {
         let state = self.shared.state();
-        BrokerStats { clients: state.connected.len() as u64, ..state.stats }
+        BrokerStats {
+            clients: state.connected.len() as u64,
+            ..state.stats
+        }
     }
 }

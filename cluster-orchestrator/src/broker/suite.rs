@@ -41,7 +41,10 @@ pub(super) async fn up(transport: &dyn Transport) {
 }
 
 pub(super) async fn down(transport: &dyn Transport) {
-    within("down", async { while !matches!(transport.next().await, TransportEvent::Down { .. }) {} }).await;
+    within("down", async {
+        while !matches!(transport.next().await, TransportEvent::Down { .. }) {}
+    })
+    .await;
 }
 
 pub(super) async fn heard(transport: &dyn Transport) -> Bytes {
@@ -83,20 +86,39 @@ async fn hello(harness: &dyn Harness, node: NodeId, branch: Branch) -> Box<dyn T
     // A session speaks first.
     transport.send(text("hello")).await.expect("up");
     event(broker.as_ref(), BrokerEvent::Connected { node, branch }).await;
-    event(broker.as_ref(), BrokerEvent::Message { node, branch, payload: text("hello") }).await;
+    event(
+        broker.as_ref(),
+        BrokerEvent::Message {
+            node,
+            branch,
+            payload: text("hello"),
+        },
+    )
+    .await;
     transport
 }
 
 async fn messages_go_both_ways(harness: &dyn Harness) {
     let (broker, node) = (harness.broker(), node(1));
-    assert_eq!(broker.send(node, Branch::Engine, text("early")).await, Err(SendError::NotConnected));
+    assert_eq!(
+        broker.send(node, Branch::Engine, text("early")).await,
+        Err(SendError::NotConnected)
+    );
     let engine = hello(harness, node, Branch::Engine).await;
     let net = hello(harness, node, Branch::Net).await;
     for (branch, transport) in [(Branch::Engine, &engine), (Branch::Net, &net)] {
         broker.send(node, branch, text("down")).await.expect("connected");
         assert_eq!(heard(transport.as_ref()).await, text("down"));
         transport.send(text("up")).await.expect("connected");
-        event(broker.as_ref(), BrokerEvent::Message { node, branch, payload: text("up") }).await;
+        event(
+            broker.as_ref(),
+            BrokerEvent::Message {
+                node,
+                branch,
+                payload: text("up"),
+            },
+        )
+        .await;
     }
 }
 
@@ -106,7 +128,10 @@ async fn order_is_kept(harness: &dyn Harness) {
     for round in 0..20 {
         for number in 0..50_u32 {
             let payload = Bytes::from(format!("{round} {number}"));
-            broker.send(node, Branch::Engine, payload.clone()).await.expect("within the queue");
+            broker
+                .send(node, Branch::Engine, payload.clone())
+                .await
+                .expect("within the queue");
             transport.send(payload).await.expect("within the queue");
         }
         for number in 0..50_u32 {
@@ -130,8 +155,15 @@ async fn nobody_hears_what_is_for_others(harness: &dyn Harness) {
     let one = hello(harness, node(3), Branch::Engine).await;
     let other = hello(harness, node(4), Branch::Engine).await;
     let net = hello(harness, node(3), Branch::Net).await;
-    broker.send(node(3), Branch::Engine, text("for one")).await.expect("connected");
-    for (node, branch) in [(node(3), Branch::Engine), (node(4), Branch::Engine), (node(3), Branch::Net)] {
+    broker
+        .send(node(3), Branch::Engine, text("for one"))
+        .await
+        .expect("connected");
+    for (node, branch) in [
+        (node(3), Branch::Engine),
+        (node(4), Branch::Engine),
+        (node(3), Branch::Net),
+    ] {
         broker.send(node, branch, text("for each")).await.expect("connected");
     }
     assert_eq!(heard(one.as_ref()).await, text("for one"));
@@ -152,7 +184,15 @@ async fn too_large_is_refused(harness: &dyn Harness) {
     broker.send(node, Branch::Engine, fits.clone()).await.expect("fits");
     assert_eq!(heard(transport.as_ref()).await, fits);
     transport.send(fits.clone()).await.expect("fits");
-    event(broker.as_ref(), BrokerEvent::Message { node, branch: Branch::Engine, payload: fits }).await;
+    event(
+        broker.as_ref(),
+        BrokerEvent::Message {
+            node,
+            branch: Branch::Engine,
+            payload: fits,
+        },
+    )
+    .await;
 }
 
 async fn the_end_of_a_client_is_reported(harness: &dyn Harness) {
@@ -160,7 +200,10 @@ async fn the_end_of_a_client_is_reported(harness: &dyn Harness) {
     let transport = hello(harness, node, branch).await;
     drop(transport);
     event(broker.as_ref(), BrokerEvent::Disconnected { node, branch }).await;
-    assert_eq!(broker.send(node, branch, text("late")).await, Err(SendError::NotConnected));
+    assert_eq!(
+        broker.send(node, branch, text("late")).await,
+        Err(SendError::NotConnected)
+    );
     let transport = hello(harness, node, branch).await;
     broker.send(node, branch, text("again")).await.expect("connected");
     assert_eq!(heard(transport.as_ref()).await, text("again"));
@@ -189,7 +232,13 @@ async fn a_revoked_node_is_put_out_and_stays_out(harness: &dyn Harness) {
     let again = harness.transport(node, branch);
     // A broker that cannot refuse in the handshake puts it out right after.
     down(again.as_ref()).await;
-    assert_eq!(broker.send(node, branch, text("no")).await, Err(SendError::NotConnected));
-    broker.send(self::node(9), branch, text("still here")).await.expect("untouched");
+    assert_eq!(
+        broker.send(node, branch, text("no")).await,
+        Err(SendError::NotConnected)
+    );
+    broker
+        .send(self::node(9), branch, text("still here"))
+        .await
+        .expect("untouched");
     assert_eq!(heard(bystander.as_ref()).await, text("still here"));
 }

@@ -126,6 +126,7 @@ impl ClusterTier {
         out.writes.push(Write::put(TOKEN, record.id, value));
         let token = JoinToken {
             kind: TokenKind::Node,
+            cluster: Some(self.config.id),
             id: record.id,
             secret,
             pin: self.config.pin.clone(),

@@ -60,12 +60,7 @@ impl Arguments {
                 let meant = did_you_mean(name, known.chain(own).chain(extra), "--");
                 read.mistake(&dashed, &format!("unknown flag{meant}"));
                 // A value after an unknown flag is not a second mistake.
-                if attached.is_none()
-                    && args
-                        .as_slice()
-                        .first()
-                        .is_some_and(|next| !next.starts_with('-'))
-                {
+                if attached.is_none() && args.as_slice().first().is_some_and(|next| !next.starts_with('-')) {
                     args.next();
                 }
                 continue;
@@ -75,9 +70,7 @@ impl Arguments {
                 None if setting.is_some_and(|setting| setting.kind == Kind::Bool) => "true".into(),
                 None => match args.as_slice().first() {
                     // No value of ours starts with two dashes; `--flag=--x` is there for one that does.
-                    Some(next) if !next.starts_with("--") => {
-                        args.next().cloned().unwrap_or_default()
-                    }
+                    Some(next) if !next.starts_with("--") => args.next().cloned().unwrap_or_default(),
                     _ => {
                         read.mistake(&dashed, "needs a value");
                         continue;

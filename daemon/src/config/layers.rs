@@ -48,9 +48,8 @@ impl Inputs {
                 .collect(),
             args: std::env::args_os().skip(1).map(lossy).collect(),
             read_file: Arc::new(|path| {
-                files::read_optional(path, MAX_FILE_BYTES).map_err(|error| {
-                    std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string)
-                })
+                files::read_optional(path, MAX_FILE_BYTES)
+                    .map_err(|error| std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string))
             }),
         }
     }
@@ -97,10 +96,7 @@ pub fn parse(spec: &Spec, inputs: &Inputs) -> Result<Outcome, Mistakes> {
         return Ok(Outcome::Print(help(spec)));
     }
     if arguments.has("version") {
-        return Ok(Outcome::Print(format!(
-            "{} {}\n",
-            spec.daemon, spec.version
-        )));
+        return Ok(Outcome::Print(format!("{} {}\n", spec.daemon, spec.version)));
     }
     let mut layers = Layers::new(spec);
     layers.file(inputs, &arguments);
@@ -197,15 +193,13 @@ impl<'a> Layers<'a> {
         };
         let source = Source::File(path.into());
         let message = match ((inputs.read_file)(Path::new(path)), named_by) {
-            (Ok(Some(content)), _) => {
-                match String::from_utf8(content).map_err(|error| error.to_string()) {
-                    Ok(content) => match content.parse::<toml::Table>() {
-                        Ok(table) => return self.table("", &table, &source),
-                        Err(error) => error.to_string().trim_end().replace('\n', "\n    "),
-                    },
-                    Err(message) => message,
-                }
-            }
+            (Ok(Some(content)), _) => match String::from_utf8(content).map_err(|error| error.to_string()) {
+                Ok(content) => match content.parse::<toml::Table>() {
+                    Ok(table) => return self.table("", &table, &source),
+                    Err(error) => error.to_string().trim_end().replace('\n', "\n    "),
+                },
+                Err(message) => message,
+            },
             (Ok(None), None) => return,
             (Ok(None), Some(by)) => format!("there is no such file, named by {by}"),
             (Err(message), _) => message,
@@ -231,9 +225,7 @@ impl<'a> Layers<'a> {
                         });
                     }
                 },
-                (None, toml::Value::Table(inner)) if self.is_group(&key) => {
-                    self.table(&key, inner, source)
-                }
+                (None, toml::Value::Table(inner)) if self.is_group(&key) => self.table(&key, inner, source),
                 (None, _) => {
                     let keys = self.spec.settings().map(|setting| setting.key.to_owned());
                     let message = format!("{key}: unknown setting{}", did_you_mean(&key, keys, ""));
@@ -247,12 +239,9 @@ impl<'a> Layers<'a> {
     }
 
     fn is_group(&self, key: &str) -> bool {
-        self.spec.settings().any(|setting| {
-            setting
-                .key
-                .strip_prefix(key)
-                .is_some_and(|rest| rest.starts_with('.'))
-        })
+        self.spec
+            .settings()
+            .any(|setting| setting.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
     }
 
     fn environment(&mut self, env: &BTreeMap<String, String>) {
@@ -264,10 +253,7 @@ impl<'a> Layers<'a> {
             {
                 self.set(setting, value, Source::Env(name.clone()));
             } else if name.starts_with(self.spec.prefix) && *name != self.spec.file_variable() {
-                let known = self
-                    .spec
-                    .settings()
-                    .map(|setting| setting.env_name(self.spec.prefix));
+                let known = self.spec.settings().map(|setting| setting.env_name(self.spec.prefix));
                 let meant = did_you_mean(name, known.chain([self.spec.file_variable()]), "");
                 let message = format!("unknown variable{meant}");
                 self.mistakes.push(Mistake {
@@ -290,11 +276,7 @@ impl<'a> Layers<'a> {
                 list.push(',');
                 value.clone_from(list);
             }
-            self.set(
-                setting,
-                &value,
-                Source::Flag(format!("--{}", setting.flag_name())),
-            );
+            self.set(setting, &value, Source::Flag(format!("--{}", setting.flag_name())));
         }
     }
 
@@ -309,10 +291,7 @@ impl<'a> Layers<'a> {
                 let (flag, variable) = (setting.flag_name(), setting.env_name(self.spec.prefix));
                 self.mistakes.push(Mistake {
                     source: Source::Default,
-                    message: format!(
-                        "{}: must be set, by --{flag}, {variable} or in the file",
-                        setting.key
-                    ),
+                    message: format!("{}: must be set, by --{flag}, {variable} or in the file", setting.key),
                 });
             }
         }
@@ -333,12 +312,8 @@ fn text_of(setting: &Setting, value: &toml::Value) -> Result<String, String> {
             }
         }
         (Kind::Bool, toml::Value::Boolean(value)) => Ok(value.to_string()),
-        (Kind::Integer | Kind::Duration | Kind::Size, toml::Value::Integer(value)) => {
-            Ok(value.to_string())
-        }
-        (kind, toml::Value::String(text)) if kind != Kind::Bool && kind != Kind::Integer => {
-            Ok(text.clone())
-        }
+        (Kind::Integer | Kind::Duration | Kind::Size, toml::Value::Integer(value)) => Ok(value.to_string()),
+        (kind, toml::Value::String(text)) if kind != Kind::Bool && kind != Kind::Integer => Ok(text.clone()),
         (Kind::Bool, _) => Err("expected true or false, without quotes".to_owned()),
         (Kind::Integer, _) => Err("expected a whole number, without quotes".to_owned()),
         (Kind::List, _) => Err("expected an array of strings".to_owned()),

@@ -9,18 +9,15 @@ use super::{Config, Setting, Spec};
 pub fn help(spec: &Spec) -> String {
     let mut rows = vec![
         ("-h, --help".to_owned(), "print this and exit".to_owned()),
-        (
-            "-V, --version".to_owned(),
-            "print the version and exit".to_owned(),
-        ),
+        ("-V, --version".to_owned(), "print the version and exit".to_owned()),
         (
             "    --print-config".to_owned(),
             "print every setting and where it came from, and exit".to_owned(),
         ),
         ("    --config <PATH>".to_owned(), {
-            let default = spec.default_file.map_or_else(String::new, |path| {
-                format!(" [default: {path}, if it exists]")
-            });
+            let default = spec
+                .default_file
+                .map_or_else(String::new, |path| format!(" [default: {path}, if it exists]"));
             format!("file to read [env: {}]{default}", spec.file_variable())
         }),
     ];
@@ -39,18 +36,11 @@ pub fn help(spec: &Spec) -> String {
             text.push_str(" [required]");
         }
         (
-            format!(
-                "    --{} <{}>",
-                setting.flag_name(),
-                setting.kind.placeholder()
-            ),
+            format!("    --{} <{}>", setting.flag_name(), setting.kind.placeholder()),
             text,
         )
     }));
-    let mut text = format!(
-        "{}\n\nUsage: {} [flags]\n\nFlags:\n",
-        spec.about, spec.daemon
-    );
+    let mut text = format!("{}\n\nUsage: {} [flags]\n\nFlags:\n", spec.about, spec.daemon);
     for (number, (flag, doc)) in rows.iter().enumerate() {
         if number == own {
             text.push_str("\nSettings (flag over environment over file over default):\n");
@@ -70,7 +60,9 @@ pub fn markdown(spec: &Spec) -> String {
             spec.file_variable()
         );
     }
-    text.push_str("\n\n| setting | variable | flag | kind | default | meaning |\n| --- | --- | --- | --- | --- | --- |\n");
+    text.push_str(
+        "\n\n| setting | variable | flag | kind | default | meaning |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
     for setting in spec.settings() {
         let default = match setting.default {
             Some(default) => format!("`{default}`"),
@@ -90,12 +82,7 @@ pub fn markdown(spec: &Spec) -> String {
     if !spec.flags.is_empty() {
         text.push_str("\n| flag | meaning |\n| --- | --- |\n");
         for flag in spec.flags {
-            let _ = writeln!(
-                text,
-                "| `--{}` | {} |",
-                flag.name,
-                flag.doc.replace('|', "\\|")
-            );
+            let _ = writeln!(text, "| `--{}` | {} |", flag.name, flag.doc.replace('|', "\\|"));
         }
     }
     text

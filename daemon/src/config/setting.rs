@@ -122,12 +122,7 @@ impl Setting {
     /// Its environment variable.
     pub fn env_name(&self, prefix: &str) -> String {
         self.env.map_or_else(
-            || {
-                format!(
-                    "{prefix}{}",
-                    self.key.replace(['.', '-'], "_").to_uppercase()
-                )
-            },
+            || format!("{prefix}{}", self.key.replace(['.', '-'], "_").to_uppercase()),
             str::to_owned,
         )
     }
@@ -199,15 +194,12 @@ impl Spec {
             claim(setting.env_name(self.prefix))?;
             claim(format!("--{}", setting.flag_name()))?;
             if let Some(default) = setting.default {
-                Value::parse(setting.kind, default)
-                    .map_err(|error| format!("default of {}: {error}", setting.key))?;
+                Value::parse(setting.kind, default).map_err(|error| format!("default of {}: {error}", setting.key))?;
                 if setting.required {
                     return Err(format!("{} is required and has a default", setting.key));
                 }
             }
         }
-        self.flags
-            .iter()
-            .try_for_each(|flag| claim(format!("--{}", flag.name)))
+        self.flags.iter().try_for_each(|flag| claim(format!("--{}", flag.name)))
     }
 }

@@ -1,11 +1,7 @@
 //! "Did you mean ...?"
 
 /// `, did you mean X?` for the nearest known name, if it is near.
-pub(super) fn did_you_mean(
-    name: &str,
-    known: impl Iterator<Item = String>,
-    dashes: &str,
-) -> String {
+pub(super) fn did_you_mean(name: &str, known: impl Iterator<Item = String>, dashes: &str) -> String {
     let nearest = known.map(|known| (distance(name, &known), known)).min();
     match nearest {
         Some((distance, known)) if distance <= name.len().max(known.len()) / 3 => {

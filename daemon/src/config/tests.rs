@@ -1,17 +1,12 @@
 use super::*;
 
 static SETTINGS: &[Setting] = &[
-    Setting::new("listen.api", Kind::Address, "where users' requests arrive")
-        .default("0.0.0.0:10000"),
+    Setting::new("listen.api", Kind::Address, "where users' requests arrive").default("0.0.0.0:10000"),
     Setting::new("listen.link", Kind::Address, "where clusters dial in").default("0.0.0.0:50052"),
     Setting::new("store.cache", Kind::Size, "memory for the store").default("8MiB"),
-    Setting::new(
-        "store.engine",
-        Kind::Choice(&["redb", "sled"]),
-        "kind of store",
-    )
-    .default("redb")
-    .flag("store"),
+    Setting::new("store.engine", Kind::Choice(&["redb", "sled"]), "kind of store")
+        .default("redb")
+        .flag("store"),
     Setting::new("names", Kind::List, "extra names in the certificate"),
     Setting::new("brake", Kind::Bool, "hold eviction when many nodes vanish").default("true"),
     Setting::new("retries", Kind::Integer, "tries per order").default("3"),
@@ -56,10 +51,7 @@ fn with_state() -> Inputs {
 #[test]
 fn table_is_sound_and_a_clash_is_found() {
     assert_eq!(SPEC.check(), Ok(()));
-    static TWICE: &[&[Setting]] = &[&[
-        Setting::new("a.b", Kind::Bool, ""),
-        Setting::new("a_b", Kind::Bool, ""),
-    ]];
+    static TWICE: &[&[Setting]] = &[&[Setting::new("a.b", Kind::Bool, ""), Setting::new("a_b", Kind::Bool, "")]];
     assert!(
         Spec {
             settings: TWICE,
@@ -70,13 +62,10 @@ fn table_is_sound_and_a_clash_is_found() {
     );
     static BAD: &[&[Setting]] = &[&[Setting::new("a", Kind::Duration, "").default("30")]];
     assert!(
-        Spec {
-            settings: BAD,
-            ..SPEC
-        }
-        .check()
-        .unwrap_err()
-        .contains("default of a")
+        Spec { settings: BAD, ..SPEC }
+            .check()
+            .unwrap_err()
+            .contains("default of a")
     );
 }
 
@@ -88,21 +77,13 @@ fn each_layer_wins_over_the_one_before() {
     assert_eq!(run(&inputs).address("listen.api").port(), 1);
     inputs = inputs.env("ROBLE_ROOT_LISTEN_API", "127.0.0.1:2");
     assert_eq!(run(&inputs).address("listen.api").port(), 2);
-    inputs = inputs.args([
-        "--listen-api",
-        "127.0.0.1:3",
-        "--store=sled",
-        "--brake=false",
-    ]);
+    inputs = inputs.args(["--listen-api", "127.0.0.1:3", "--store=sled", "--brake=false"]);
     let config = run(&inputs);
     assert_eq!(config.address("listen.api").port(), 3);
     assert_eq!(config.size("store.cache"), 1 << 20);
     assert_eq!(config.string("store.engine"), "sled");
     assert!(!config.bool("brake"));
-    assert_eq!(
-        config.source("listen.api"),
-        &Source::Flag("--listen-api".into())
-    );
+    assert_eq!(config.source("listen.api"), &Source::Flag("--listen-api".into()));
     assert_eq!(
         config.source("store.cache"),
         &Source::File("/etc/roble/root.toml".into())
@@ -115,13 +96,7 @@ fn print_config_shows_provenance_is_toml_and_keeps_secrets() {
     let inputs = with_state()
         .file("/x.toml", file)
         .env("ROBLE_ROOT_JOIN_TOKEN", "hunter2")
-        .args([
-            "--config",
-            "/x.toml",
-            "--log-level",
-            "debug",
-            "--print-config",
-        ]);
+        .args(["--config", "/x.toml", "--log-level", "debug", "--print-config"]);
     let Ok(Outcome::Print(text)) = parse(&SPEC, &inputs) else {
         panic!()
     };
@@ -135,10 +110,7 @@ fn print_config_shows_provenance_is_toml_and_keeps_secrets() {
         "join.token = \"<redacted>\"  # env:ROBLE_ROOT_JOIN_TOKEN",
         "admin.key = \"/run/key\"  # file:/x.toml",
     ] {
-        assert!(
-            text.lines().any(|printed| printed == line),
-            "{line} in\n{text}"
-        );
+        assert!(text.lines().any(|printed| printed == line), "{line} in\n{text}");
     }
     assert!(!text.contains("hunter2"));
     text.parse::<toml::Table>().unwrap();
@@ -155,13 +127,7 @@ fn all_mistakes_at_once_with_suggestions() {
         .env("ROBLE_ROOT_STORE_CASHE", "1MiB")
         .env("ROBLE_ROOT_RETRIES", "many")
         .env("ROBLE_CLUSTER_ANYTHING", "not ours")
-        .args([
-            "--listen-apj",
-            "1.2.3.4:5",
-            "stray",
-            "--brake=perhaps",
-            "--names",
-        ]);
+        .args(["--listen-apj", "1.2.3.4:5", "stray", "--brake=perhaps", "--names"]);
     let found = mistakes(&inputs);
     let expected = [
         "file:/etc/roble/root.toml: listen.appi: unknown setting, did you mean listen.api?",
@@ -176,10 +142,7 @@ fn all_mistakes_at_once_with_suggestions() {
     ];
     assert_eq!(found, expected);
     let text = parse(&SPEC, &inputs).unwrap_err().to_string();
-    assert!(
-        text.starts_with("9 mistakes in the configuration:\n  file:"),
-        "{text}"
-    );
+    assert!(text.starts_with("9 mistakes in the configuration:\n  file:"), "{text}");
 }
 
 #[test]
@@ -194,21 +157,12 @@ fn a_secret_given_as_a_path_is_refused_and_not_repeated() {
 
 #[test]
 fn file_that_is_named_must_exist_and_parse() {
-    assert!(
-        mistakes(&with_state().args(["--config", "/none"]))[0].contains("named by flag:--config")
-    );
-    assert!(
-        mistakes(&with_state().env("ROBLE_ROOT_CONFIG", "/none"))[0]
-            .contains("named by env:ROBLE_ROOT_CONFIG")
-    );
+    assert!(mistakes(&with_state().args(["--config", "/none"]))[0].contains("named by flag:--config"));
+    assert!(mistakes(&with_state().env("ROBLE_ROOT_CONFIG", "/none"))[0].contains("named by env:ROBLE_ROOT_CONFIG"));
     let broken = mistakes(&with_state().file("/etc/roble/root.toml", "state = "));
     assert!(broken[0].contains("line 1"), "{broken:?}");
-    let kinds =
-        "brake = 'true'\nretries = '3'\nstate = 5\nnames = [1]\nlisten = 1\n[store]\ncache = 5\n";
-    assert_eq!(
-        mistakes(&with_state().file("/etc/roble/root.toml", kinds)).len(),
-        6
-    );
+    let kinds = "brake = 'true'\nretries = '3'\nstate = 5\nnames = [1]\nlisten = 1\n[store]\ncache = 5\n";
+    assert_eq!(mistakes(&with_state().file("/etc/roble/root.toml", kinds)).len(), 6);
 }
 
 #[test]
@@ -229,8 +183,7 @@ fn help_names_everything_and_wins_over_mistakes() {
         };
         for setting in SPEC.settings() {
             assert!(
-                text.contains(&setting.env_name("ROBLE_ROOT_"))
-                    && text.contains(&setting.flag_name()),
+                text.contains(&setting.env_name("ROBLE_ROOT_")) && text.contains(&setting.flag_name()),
                 "{text}"
             );
         }
@@ -263,7 +216,11 @@ fn secret_files_are_read_without_their_line_end() {
 #[test]
 fn markdown_has_a_row_per_setting() {
     let text = markdown(&SPEC);
-    assert!(text.contains("| `store.engine` | `ROBLE_ROOT_STORE_ENGINE` | `--store` | redb, sled | `redb` | kind of store |"));
+    assert!(
+        text.contains(
+            "| `store.engine` | `ROBLE_ROOT_STORE_ENGINE` | `--store` | redb, sled | `redb` | kind of store |"
+        )
+    );
     assert_eq!(
         text.lines().filter(|line| line.starts_with("| `")).count(),
         SPEC.settings().count() + 1

@@ -41,9 +41,9 @@ impl Value {
                 text.parse()
                     .map_err(|_| expected("address and port, as 0.0.0.0:10000 or [::]:10000"))?,
             ),
-            Kind::Endpoint => Self::Text(
-                endpoint(text).ok_or_else(|| expected("host and port, as example.org:50052"))?,
-            ),
+            Kind::Endpoint => {
+                Self::Text(endpoint(text).ok_or_else(|| expected("host and port, as example.org:50052"))?)
+            }
             Kind::Path if text.is_empty() => return Err(expected("a path")),
             Kind::Path => Self::Path(text.into()),
             Kind::List => Self::List(
@@ -57,9 +57,7 @@ impl Value {
             Kind::Choice(names) => return Err(expected(&format!("one of {}", names.join(", ")))),
             Kind::SecretFile if text.starts_with('/') => Self::Path(text.into()),
             Kind::SecretFile => {
-                return Err(expected(
-                    "the absolute path of a file that holds the secret",
-                ));
+                return Err(expected("the absolute path of a file that holds the secret"));
             }
         })
     }
@@ -80,8 +78,7 @@ fn parts(text: &str) -> Option<Vec<(f64, &str)>> {
     let mut rest = text.trim();
     let mut parts = Vec::new();
     while !rest.is_empty() {
-        let number_end =
-            rest.find(|character: char| !character.is_ascii_digit() && character != '.')?;
+        let number_end = rest.find(|character: char| !character.is_ascii_digit() && character != '.')?;
         let (number, after) = rest.split_at(number_end);
         let unit_end = after
             .find(|character: char| character.is_ascii_digit())
@@ -94,8 +91,7 @@ fn parts(text: &str) -> Option<Vec<(f64, &str)>> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let expected =
-        || "expected a duration with its unit (ms, s, m, h, d), as 30s or 1h30m".to_owned();
+    let expected = || "expected a duration with its unit (ms, s, m, h, d), as 30s or 1h30m".to_owned();
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -115,8 +111,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn size(text: &str) -> Result<u64, String> {
-    let expected =
-        || "expected a size with its unit (B, KiB, MiB, GiB, kB, MB, GB), as 256MiB".to_owned();
+    let expected = || "expected a size with its unit (B, KiB, MiB, GiB, kB, MB, GB), as 256MiB".to_owned();
     if text == "0" {
         return Ok(0);
     }
@@ -157,11 +152,7 @@ mod tests {
             ("0", 0),
         ];
         for (text, milliseconds) in good {
-            assert_eq!(
-                duration(text),
-                Ok(Duration::from_millis(milliseconds)),
-                "{text}"
-            );
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
         for text in [
             "30",

@@ -111,16 +111,12 @@ impl Config {
         let Some(path) = self.try_path(key) else {
             return Ok(None);
         };
-        let content =
-            files::read_optional(path, MAX_SECRET_BYTES)?.ok_or_else(|| FileError::Read {
-                path: path.into(),
-                source: std::io::ErrorKind::NotFound.into(),
-            })?;
+        let content = files::read_optional(path, MAX_SECRET_BYTES)?.ok_or_else(|| FileError::Read {
+            path: path.into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
         let mut content = Zeroizing::new(content);
-        while content
-            .last()
-            .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))
-        {
+        while content.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
             content.pop();
         }
         Ok(Some(content))

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    Issuer, KeyUsagePurpose, NameConstraints, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CidrSubnet, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
+    KeyUsagePurpose, NameConstraints, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
@@ -15,8 +15,8 @@ use super::identity::is_ours;
 use super::key::MAX_FILE_BYTES;
 use super::template::{millis, new_serial, params, san, set_subject};
 use super::{
-    Identity, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_from_pem,
-    certificates_to_pem, check_id, parse, shortened, validity,
+    Identity, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_from_pem, certificates_to_pem, check_id, parse,
+    shortened, validity,
 };
 use crate::files::{self, SECRET_MODE};
 
@@ -60,8 +60,7 @@ pub enum ExtraName {
 
 impl From<&str> for ExtraName {
     fn from(text: &str) -> Self {
-        text.parse()
-            .map_or_else(|_| Self::Dns(text.to_owned()), Self::Ip)
+        text.parse().map_or_else(|_| Self::Dns(text.to_owned()), Self::Ip)
     }
 }
 
@@ -102,12 +101,10 @@ impl Authority {
         );
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params
-            .self_signed(key.pair())
-            .map_err(|source| PkiError::Generate {
-                attempt: "make the root authority",
-                source,
-            })?;
+        let certificate = params.self_signed(key.pair()).map_err(|source| PkiError::Generate {
+            attempt: "make the root authority",
+            source,
+        })?;
         Ok(Self {
             owner: Identity::Root,
             chain: vec![certificate.der().clone()],
@@ -122,11 +119,7 @@ impl Authority {
     ///
     /// # Errors
     /// [`PkiError::Mismatch`] if they do not belong together.
-    pub fn new(
-        key: PrivateKey,
-        chain: Vec<CertificateDer<'static>>,
-        lifetimes: Lifetimes,
-    ) -> Result<Self, PkiError> {
+    pub fn new(key: PrivateKey, chain: Vec<CertificateDer<'static>>, lifetimes: Lifetimes) -> Result<Self, PkiError> {
         let mismatch = |what| PkiError::Mismatch { what };
         let first = chain.first().ok_or(mismatch("the chain is empty"))?;
         if Pin::of_certificate(first)? != key.pin() {
@@ -156,23 +149,14 @@ impl Authority {
             return Ok(None);
         };
         let text = Zeroizing::new(text);
-        Self::new(
-            PrivateKey::from_pem(&text)?,
-            certificates_from_pem(&text)?,
-            lifetimes,
-        )
-        .map(Some)
+        Self::new(PrivateKey::from_pem(&text)?, certificates_from_pem(&text)?, lifetimes).map(Some)
     }
 
     /// Reads the root authority from `path`, or makes it there at the first start. The folder must exist.
     ///
     /// # Errors
     /// [`PkiError`]; a damaged file is an error, never replaced.
-    pub fn load_or_create_root(
-        path: &Path,
-        now: u64,
-        lifetimes: Lifetimes,
-    ) -> Result<Self, PkiError> {
+    pub fn load_or_create_root(path: &Path, now: u64, lifetimes: Lifetimes) -> Result<Self, PkiError> {
         if let Some(authority) = Self::load(path, lifetimes)? {
             return Ok(authority);
         }
@@ -187,11 +171,7 @@ impl Authority {
     /// # Errors
     /// [`PkiError::File`].
     pub fn save(&self, path: &Path) -> Result<(), PkiError> {
-        let text = Zeroizing::new(format!(
-            "{}{}",
-            *self.key.to_pem(),
-            certificates_to_pem(&self.chain)
-        ));
+        let text = Zeroizing::new(format!("{}{}", *self.key.to_pem(), certificates_to_pem(&self.chain)));
         Ok(files::write_atomic(path, text.as_bytes(), SECRET_MODE)?)
     }
 
@@ -250,10 +230,7 @@ impl Authority {
         let mut params = params(now, not_after, &serial);
         set_subject(
             &mut params,
-            &format!(
-                "{AUTHORITY_OF}{cluster} {}",
-                &request.pin().to_string()[..8]
-            ),
+            &format!("{AUTHORITY_OF}{cluster} {}", &request.pin().to_string()[..8]),
         );
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -273,12 +250,7 @@ impl Authority {
     ///
     /// # Errors
     /// [`PkiError::NotMine`] unless this is the root's; [`PkiError::BadName`].
-    pub fn issue_root(
-        &self,
-        extra: &[ExtraName],
-        request: &VerifiedRequest,
-        now: u64,
-    ) -> Result<Issued, PkiError> {
+    pub fn issue_root(&self, extra: &[ExtraName], request: &VerifiedRequest, now: u64) -> Result<Issued, PkiError> {
         self.issue(&Identity::Root, extra, request, now)
     }
 
@@ -286,12 +258,7 @@ impl Authority {
     ///
     /// # Errors
     /// [`PkiError::NotMine`], [`PkiError::BadId`].
-    pub fn issue_cluster(
-        &self,
-        cluster: &str,
-        request: &VerifiedRequest,
-        now: u64,
-    ) -> Result<Issued, PkiError> {
+    pub fn issue_cluster(&self, cluster: &str, request: &VerifiedRequest, now: u64) -> Result<Issued, PkiError> {
         self.issue(&Identity::cluster(cluster)?, &[], request, now)
     }
 
@@ -299,12 +266,7 @@ impl Authority {
     ///
     /// # Errors
     /// [`PkiError::Mismatch`] if this is the root's; [`PkiError::BadId`].
-    pub fn issue_node(
-        &self,
-        node: &str,
-        request: &VerifiedRequest,
-        now: u64,
-    ) -> Result<Issued, PkiError> {
+    pub fn issue_node(&self, node: &str, request: &VerifiedRequest, now: u64) -> Result<Issued, PkiError> {
         let node = check_id(node)?.to_owned();
         match &self.owner {
             Identity::Cluster(cluster) => self.issue(
@@ -335,10 +297,7 @@ impl Authority {
                 self.owner == Identity::Root || &self.owner == identity,
                 self.lifetimes.cluster,
             ),
-            Identity::Node { cluster, .. } => (
-                self.owner.cluster_id() == Some(cluster.as_str()),
-                self.lifetimes.node,
-            ),
+            Identity::Node { cluster, .. } => (self.owner.cluster_id() == Some(cluster.as_str()), self.lifetimes.node),
         };
         if !mine {
             return Err(PkiError::NotMine {
@@ -355,19 +314,14 @@ impl Authority {
         params.extended_key_usages = match identity {
             Identity::Root => vec![ExtendedKeyUsagePurpose::ServerAuth],
             // A cluster dials the root and serves its nodes; a node dials its cluster and may serve its own metrics.
-            _ => vec![
-                ExtendedKeyUsagePurpose::ClientAuth,
-                ExtendedKeyUsagePurpose::ServerAuth,
-            ],
+            _ => vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth],
         };
         params.subject_alt_names = vec![san(&name)?];
         for name in extra {
             params.subject_alt_names.push(match name {
                 ExtraName::Ip(address) => SanType::IpAddress(*address),
                 ExtraName::Dns(name) if is_ours(name) => {
-                    return Err(PkiError::BadName {
-                        name: shortened(name),
-                    });
+                    return Err(PkiError::BadName { name: shortened(name) });
                 }
                 ExtraName::Dns(name) => san(name)?,
             });
@@ -406,11 +360,7 @@ impl Authority {
 #[cfg(test)]
 impl Authority {
     /// What a hostile holder of the key could do.
-    pub(crate) fn sign_anything(
-        &self,
-        params: &CertificateParams,
-        key: &PrivateKey,
-    ) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn sign_anything(&self, params: &CertificateParams, key: &PrivateKey) -> Vec<CertificateDer<'static>> {
         let issuer = Issuer::from_ca_cert_der(&self.chain[0], self.key.pair()).unwrap();
         let mut chain = vec![params.signed_by(key.pair(), &issuer).unwrap().der().clone()];
         chain.extend_from_slice(&self.chain);

@@ -6,9 +6,7 @@ use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use super::key::MAX_FILE_BYTES;
-use super::{
-    Peer, Pin, PkiError, PrivateKey, certificates_from_pem, certificates_to_pem, validity,
-};
+use super::{Peer, Pin, PkiError, PrivateKey, certificates_from_pem, certificates_to_pem, validity};
 use crate::files::{self, SECRET_MODE};
 
 /// What one side shows and proves in a handshake: its key, its certificate, and the authorities up to the root's own.
@@ -54,11 +52,7 @@ impl Credential {
     /// # Errors
     /// [`PkiError::File`].
     pub fn save(&self, path: &Path) -> Result<(), PkiError> {
-        let text = Zeroizing::new(format!(
-            "{}{}",
-            *self.key.to_pem(),
-            certificates_to_pem(&self.chain)
-        ));
+        let text = Zeroizing::new(format!("{}{}", *self.key.to_pem(), certificates_to_pem(&self.chain)));
         Ok(files::write_atomic(path, text.as_bytes(), SECRET_MODE)?)
     }
 

@@ -66,11 +66,7 @@ impl Identity {
     /// The identity with this name; exact, so a wildcard or another case is none.
     pub fn from_dns_name(name: &str) -> Option<Self> {
         let labels = name.strip_suffix(DOMAIN)?.strip_suffix('.')?;
-        let id = |label: &str, prefix| {
-            check_id(label.strip_prefix(prefix)?)
-                .ok()
-                .map(str::to_owned)
-        };
+        let id = |label: &str, prefix| check_id(label.strip_prefix(prefix)?).ok().map(str::to_owned);
         match labels.split_once('.') {
             None if labels == "root" => Some(Self::Root),
             None => Some(Self::Cluster(id(labels, "c-")?)),
@@ -97,16 +93,11 @@ impl fmt::Display for Identity {
 /// # Errors
 /// [`PkiError::BadId`].
 pub fn check_id(id: &str) -> Result<&str, PkiError> {
-    let good = id.len() == 24
-        && id
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let good = id.len() == 24 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if good {
         Ok(id)
     } else {
-        Err(PkiError::BadId {
-            text: shortened(id),
-        })
+        Err(PkiError::BadId { text: shortened(id) })
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use rcgen::{
-    CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SubjectPublicKeyInfo,
-};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
@@ -123,8 +121,8 @@ impl VerifiedRequest {
         if request.len() > MAX_REQUEST_BYTES {
             return Err(bad("it is too long"));
         }
-        let (rest, parsed) = X509CertificationRequest::from_der(request)
-            .map_err(|_| bad("it is not a PKCS #10 request"))?;
+        let (rest, parsed) =
+            X509CertificationRequest::from_der(request).map_err(|_| bad("it is not a PKCS #10 request"))?;
         if !rest.is_empty() {
             return Err(bad("bytes follow the request"));
         }

@@ -23,16 +23,12 @@ pub(super) fn params(now: u64, not_after: u64, serial: &SerialNumber) -> Certifi
 pub(super) fn set_subject(params: &mut CertificateParams, common_name: &str) {
     params.distinguished_name = DistinguishedName::new();
     // RFC 5280 allows 64 characters and a node's full name has 68, so the domain is left out. Nothing of ours reads it.
-    let cut = common_name
-        .strip_suffix(&format!(".{DOMAIN}"))
-        .unwrap_or(common_name);
+    let cut = common_name.strip_suffix(&format!(".{DOMAIN}")).unwrap_or(common_name);
     params.distinguished_name.push(DnType::CommonName, cut);
 }
 
 pub(super) fn san(name: &str) -> Result<SanType, PkiError> {
-    let bad = || PkiError::BadName {
-        name: shortened(name),
-    };
+    let bad = || PkiError::BadName { name: shortened(name) };
     // Also refuses what is no DNS name at all.
     rustls_pki_types::DnsName::try_from(name).map_err(|_| bad())?;
     Ok(SanType::DnsName(name.try_into().map_err(|_| bad())?))

@@ -27,19 +27,12 @@ fn root() -> Authority {
 
 fn cluster_of(root: &Authority, cluster: &str) -> Authority {
     let key = key();
-    let issued = root
-        .issue_cluster_authority(cluster, &request(&key), NOW)
-        .unwrap();
+    let issued = root.issue_cluster_authority(cluster, &request(&key), NOW).unwrap();
     Authority::new(key, issued.chain, Lifetimes::default()).unwrap()
 }
 
 /// What webpki, the verifier below rustls, says of a chain.
-fn verify(
-    chain: &[CertificateDer<'_>],
-    root: &Authority,
-    at: u64,
-    usage: KeyUsage,
-) -> Result<(), webpki::Error> {
+fn verify(chain: &[CertificateDer<'_>], root: &Authority, at: u64, usage: KeyUsage) -> Result<(), webpki::Error> {
     let anchors = [anchor_from_trusted_cert(root.root()).unwrap()];
     let at = UnixTime::since_unix_epoch(std::time::Duration::from_millis(at));
     let leaf = EndEntityCert::try_from(&chain[0]).unwrap();
@@ -56,11 +49,7 @@ fn verify(
 }
 
 /// A certificate as a hostile authority would make it: any names, no rules of ours.
-fn forge(
-    authority: &Authority,
-    names: Vec<rcgen::SanType>,
-    ca: bool,
-) -> (PrivateKey, Vec<CertificateDer<'static>>) {
+fn forge(authority: &Authority, names: Vec<rcgen::SanType>, ca: bool) -> (PrivateKey, Vec<CertificateDer<'static>>) {
     let key = key();
     let mut params = rcgen::CertificateParams::default();
     params.subject_alt_names = names;
@@ -81,10 +70,7 @@ fn dns(name: &str) -> rcgen::SanType {
 fn names_and_identities_match_both_ways() {
     let node = Identity::node(&id("c"), &id("1")).unwrap();
     for identity in [Identity::Root, Identity::cluster(&id("c")).unwrap(), node] {
-        assert_eq!(
-            Identity::from_dns_name(&identity.dns_name()),
-            Some(identity)
-        );
+        assert_eq!(Identity::from_dns_name(&identity.dns_name()), Some(identity));
     }
     let cluster = format!("c-{}.roble.internal", id("c"));
     for name in [
@@ -120,22 +106,17 @@ fn every_chain_verifies_and_says_who_it_is() {
             90,
         ),
         (
-            root.issue_cluster(&id("c"), &request(&keys[1]), NOW)
-                .unwrap(),
+            root.issue_cluster(&id("c"), &request(&keys[1]), NOW).unwrap(),
             Identity::cluster(&id("c")).unwrap(),
             30,
         ),
         (
-            cluster
-                .issue_cluster(&id("c"), &request(&keys[2]), NOW)
-                .unwrap(),
+            cluster.issue_cluster(&id("c"), &request(&keys[2]), NOW).unwrap(),
             Identity::cluster(&id("c")).unwrap(),
             30,
         ),
         (
-            cluster
-                .issue_node(&id("1"), &request(&keys[3]), NOW)
-                .unwrap(),
+            cluster.issue_node(&id("1"), &request(&keys[3]), NOW).unwrap(),
             Identity::node(&id("c"), &id("1")).unwrap(),
             7,
         ),
@@ -169,19 +150,10 @@ fn every_chain_verifies_and_says_who_it_is() {
 #[test]
 fn root_is_reached_by_its_advertised_names_too() {
     let root = root();
-    let extra = [
-        "root.example.org".into(),
-        "192.0.2.7".into(),
-        "2001:db8::7".into(),
-    ];
+    let extra = ["root.example.org".into(), "192.0.2.7".into(), "2001:db8::7".into()];
     let issued = root.issue_root(&extra, &request(&key()), NOW).unwrap();
     let leaf = EndEntityCert::try_from(&issued.chain[0]).unwrap();
-    for name in [
-        "root.roble.internal",
-        "root.example.org",
-        "192.0.2.7",
-        "2001:db8::7",
-    ] {
+    for name in ["root.roble.internal", "root.example.org", "192.0.2.7", "2001:db8::7"] {
         leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name).unwrap())
             .unwrap();
     }
@@ -247,11 +219,7 @@ fn a_hostile_cluster_authority_cannot_leave_its_names() {
         for names in [vec![name.clone()], vec![dns(&own), name.clone()]] {
             let (_, chain) = forge(&cluster, names, false);
             let result = verify(&chain, &root, NOW, KeyUsage::server_auth());
-            assert_eq!(
-                result,
-                Err(webpki::Error::NameConstraintViolation),
-                "{name:?}"
-            );
+            assert_eq!(result, Err(webpki::Error::NameConstraintViolation), "{name:?}");
         }
     }
 }
@@ -276,8 +244,7 @@ fn a_hostile_cluster_authority_cannot_make_authorities() {
 #[test]
 fn certificate_with_several_identities_is_none() {
     let root = root();
-    let names =
-        |names: &[&str]| forge(&root, names.iter().map(|name| dns(name)).collect(), false).1;
+    let names = |names: &[&str]| forge(&root, names.iter().map(|name| dns(name)).collect(), false).1;
     let cluster = format!("c-{}.roble.internal", id("c"));
     for chain in [
         names(&[]),
@@ -318,9 +285,7 @@ fn request_proves_possession_and_p256() {
     assert!(VerifiedRequest::parse(&[good.clone(), vec![0]].concat()).is_err());
     assert!(VerifiedRequest::parse(&vec![0x30; 10_000]).is_err());
     let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-    let other = rcgen::CertificateParams::default()
-        .serialize_request(&other)
-        .unwrap();
+    let other = rcgen::CertificateParams::default().serialize_request(&other).unwrap();
     assert!(VerifiedRequest::parse(other.der()).is_err());
 }
 
@@ -329,8 +294,7 @@ fn names_in_a_request_are_ignored() {
     let key = key();
     let mut params = rcgen::CertificateParams::default();
     params.subject_alt_names = vec![dns("root.roble.internal")];
-    let request =
-        VerifiedRequest::parse(params.serialize_request(key.pair()).unwrap().der()).unwrap();
+    let request = VerifiedRequest::parse(params.serialize_request(key.pair()).unwrap().der()).unwrap();
     let cluster = cluster_of(&root(), &id("c"));
     let issued = cluster.issue_node(&id("1"), &request, NOW).unwrap();
     let peer = Peer::from_verified(&issued.chain[0]).unwrap();
@@ -343,10 +307,7 @@ fn a_certificate_never_outlives_its_authority() {
     let cluster = cluster_of(&root, &id("c"));
     let late = cluster.not_after() - DAY;
     assert_eq!(
-        cluster
-            .issue_node(&id("1"), &request(&key()), late)
-            .unwrap()
-            .not_after,
+        cluster.issue_node(&id("1"), &request(&key()), late).unwrap().not_after,
         cluster.not_after()
     );
 }
@@ -362,31 +323,20 @@ fn files_are_private_and_read_back() {
     let cluster = cluster_of(&made, &id("c"));
     let cluster_path = folder.path().join("cluster.pem");
     cluster.save(&cluster_path).unwrap();
-    let read = Authority::load(&cluster_path, Lifetimes::default())
-        .unwrap()
-        .unwrap();
+    let read = Authority::load(&cluster_path, Lifetimes::default()).unwrap().unwrap();
     assert_eq!(read.owner(), &Identity::cluster(&id("c")).unwrap());
     assert_eq!(read.root_pin().unwrap(), made.pin());
 
     let key_path = folder.path().join("node.key");
     let key = PrivateKey::load_or_generate(&key_path).unwrap();
-    assert_eq!(
-        key.pin(),
-        PrivateKey::load_or_generate(&key_path).unwrap().pin()
-    );
+    assert_eq!(key.pin(), PrivateKey::load_or_generate(&key_path).unwrap().pin());
     assert!(!format!("{key:?}").contains("BEGIN"));
-    let chain = read
-        .issue_node(&id("1"), &request(&key), NOW)
-        .unwrap()
-        .chain;
+    let chain = read.issue_node(&id("1"), &request(&key), NOW).unwrap().chain;
     let credential = Credential::new(key, chain.clone()).unwrap();
     let node_path = folder.path().join("node.pem");
     assert!(Credential::load(&node_path).unwrap().is_none());
     credential.save(&node_path).unwrap();
-    assert_eq!(
-        Credential::load(&node_path).unwrap().unwrap().peer(),
-        credential.peer()
-    );
+    assert_eq!(Credential::load(&node_path).unwrap().unwrap().peer(), credential.peer());
     for file in [&path, &cluster_path, &key_path, &node_path] {
         assert_eq!(
             std::fs::metadata(file).unwrap().permissions().mode() & 0o777,
@@ -412,12 +362,7 @@ fn files_are_private_and_read_back() {
 fn pins_have_one_spelling() {
     let pin = key().pin();
     assert_eq!(pin.to_string().parse::<Pin>().unwrap(), pin);
-    for bad in [
-        "",
-        "ab",
-        &pin.to_string().to_uppercase(),
-        &format!("{pin}00"),
-    ] {
+    for bad in ["", "ab", &pin.to_string().to_uppercase(), &format!("{pin}00")] {
         assert!(bad.parse::<Pin>().is_err(), "{bad}");
     }
 }

@@ -20,10 +20,7 @@ pub(super) async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
-                return (
-                    stream,
-                    SocketAddr::new(address.ip().to_canonical(), address.port()),
-                );
+                return (stream, SocketAddr::new(address.ip().to_canonical(), address.port()));
             }
             Err(error) => paused(&error).await,
         }
@@ -63,12 +60,7 @@ impl Gate {
     pub(super) fn admit(&self, address: IpAddr) -> Option<Permit> {
         let peer = network_of(address);
         let mut open = lock(&self.open);
-        if open.total >= self.total
-            || open
-                .per_peer
-                .get(&peer)
-                .is_some_and(|count| *count >= self.per_peer)
-        {
+        if open.total >= self.total || open.per_peer.get(&peer).is_some_and(|count| *count >= self.per_peer) {
             return None;
         }
         open.total += 1;
@@ -140,10 +132,7 @@ impl Drain {
     /// Waits for the tasks, at most `deadline`; then drops them and returns how many.
     pub(super) async fn finish(self, deadline: Duration) -> usize {
         self.tasks.close();
-        if tokio::time::timeout(deadline, self.tasks.wait())
-            .await
-            .is_ok()
-        {
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_ok() {
             return 0;
         }
         let left = self.tasks.len();

@@ -29,9 +29,7 @@ pub(super) async fn serve_tls(connection: Connection, router: Router, limits: Ar
         draining,
     } = connection;
     let mut extensions = Extensions::new();
-    extensions.insert(PeerIdentity(
-        peer.as_ref().map(|peer| peer.identity.clone()),
-    ));
+    extensions.insert(PeerIdentity(peer.as_ref().map(|peer| peer.identity.clone())));
     extensions.insert(PeerAddress(address));
     extensions.insert(ConnectInfo(address));
     if let Some(peer) = peer {

@@ -69,11 +69,9 @@ fn who() -> Router {
         .route(
             "/who",
             get(
-                |Extension(peer): Extension<PeerIdentity>,
-                 Extension(address): Extension<PeerAddress>| async move {
+                |Extension(peer): Extension<PeerIdentity>, Extension(address): Extension<PeerAddress>| async move {
                     assert!(address.0.ip().is_loopback());
-                    peer.0
-                        .map_or("nobody".into(), |identity| identity.to_string())
+                    peer.0.map_or("nobody".into(), |identity| identity.to_string())
                 },
             ),
         )
@@ -81,21 +79,13 @@ fn who() -> Router {
 }
 
 fn http_client(tls: &ClientTls) -> Client<Connector, Full<Bytes>> {
-    let http2 = tls
-        .config()
-        .alpn_protocols
-        .iter()
-        .all(|protocol| protocol == b"h2");
+    let http2 = tls.config().alpn_protocols.iter().all(|protocol| protocol == b"h2");
     Client::builder(TokioExecutor::new())
         .http2_only(http2)
         .build(Dialer::new(tls.clone()).connector())
 }
 
-async fn fetch(
-    client: &Client<Connector, Full<Bytes>>,
-    address: SocketAddr,
-    path: &str,
-) -> Result<String, String> {
+async fn fetch(client: &Client<Connector, Full<Bytes>>, address: SocketAddr, path: &str) -> Result<String, String> {
     let uri = format!("http://{address}{path}").parse().unwrap();
     let response = client.get(uri).await.map_err(|error| error.to_string())?;
     let body = response
@@ -111,10 +101,7 @@ async fn http1_and_http2_know_the_peer() {
     let tree = Tree::new();
     let root = tree.root_credential();
     let running = start(
-        tree.server(&root)
-            .clients(ClientAuth::Optional)
-            .build()
-            .unwrap(),
+        tree.server(&root).clients(ClientAuth::Optional).build().unwrap(),
         Limits::default(),
         who(),
     )
@@ -126,9 +113,7 @@ async fn http1_and_http2_know_the_peer() {
         .build()
         .unwrap();
     assert_eq!(
-        fetch(&http_client(&known), running.address, "/who")
-            .await
-            .unwrap(),
+        fetch(&http_client(&known), running.address, "/who").await.unwrap(),
         format!("cluster {}", id("c"))
     );
     let nobody = tree
@@ -137,9 +122,7 @@ async fn http1_and_http2_know_the_peer() {
         .build()
         .unwrap();
     assert_eq!(
-        fetch(&http_client(&nobody), running.address, "/who")
-            .await
-            .unwrap(),
+        fetch(&http_client(&nobody), running.address, "/who").await.unwrap(),
         "nobody"
     );
     running.stop().await;
@@ -149,20 +132,14 @@ async fn http1_and_http2_know_the_peer() {
 async fn tonic_endpoints_use_the_connector() {
     let tree = Tree::new();
     let root = tree.root_credential();
-    let running = start(
-        tree.server(&root).build().unwrap(),
-        Limits::streams(),
-        who(),
-    )
-    .await;
+    let running = start(tree.server(&root).build().unwrap(), Limits::streams(), who()).await;
     let cluster = tree.cluster("c").credential();
     let tls = tree
         .client(crate::pki::Identity::Root)
         .credential(&cluster)
         .build()
         .unwrap();
-    let endpoint =
-        tonic::transport::Endpoint::from_shared(format!("http://{}", running.address)).unwrap();
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", running.address)).unwrap();
     let _channel = endpoint
         .connect_with_connector(Dialer::new(tls).connector())
         .await
@@ -175,11 +152,7 @@ async fn tonic_endpoints_use_the_connector() {
 async fn stalled_handshakes_harm_nobody_and_end() {
     let tree = Tree::new();
     let root = tree.root_credential();
-    let tls = tree
-        .server(&root)
-        .clients(ClientAuth::Optional)
-        .build()
-        .unwrap();
+    let tls = tree.server(&root).clients(ClientAuth::Optional).build().unwrap();
     let limits = Limits {
         handshake_timeout: Duration::from_millis(300),
         ..Limits::default()
@@ -190,10 +163,7 @@ async fn stalled_handshakes_harm_nobody_and_end() {
         stalled.push(TcpStream::connect(running.address).await.unwrap());
     }
     let client = http_client(&tree.client(crate::pki::Identity::Root).build().unwrap());
-    assert_eq!(
-        fetch(&client, running.address, "/who").await.unwrap(),
-        "nobody"
-    );
+    assert_eq!(fetch(&client, running.address, "/who").await.unwrap(), "nobody");
     for mut stream in stalled {
         let read = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1]))
             .await
@@ -201,10 +171,7 @@ async fn stalled_handshakes_harm_nobody_and_end() {
         assert!(matches!(read, Ok(0) | Err(_)));
     }
     until(|| running.metrics.handshake_timeouts.get() == 50).await;
-    assert_eq!(
-        fetch(&client, running.address, "/who").await.unwrap(),
-        "nobody"
-    );
+    assert_eq!(fetch(&client, running.address, "/who").await.unwrap(), "nobody");
     running.stop().await;
 }
 
@@ -212,11 +179,7 @@ async fn stalled_handshakes_harm_nobody_and_end() {
 async fn silence_after_the_handshake_and_endless_headers_end() {
     let tree = Tree::new();
     let root = tree.root_credential();
-    let tls = tree
-        .server(&root)
-        .clients(ClientAuth::Optional)
-        .build()
-        .unwrap();
+    let tls = tree.server(&root).clients(ClientAuth::Optional).build().unwrap();
     let limits = Limits {
         header_timeout: Duration::from_millis(100),
         ..Limits::default()
@@ -237,20 +200,14 @@ async fn silence_after_the_handshake_and_endless_headers_end() {
     }
     until(|| running.metrics.open.get() == 0).await;
     let mut stream = dialer.connect(&running.address.to_string()).await.unwrap();
-    stream
-        .write_all(b"GET /who HTTP/1.1\r\nhost: x\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /who HTTP/1.1\r\nhost: x\r\n").await.unwrap();
     let header = format!("x: {}\r\n", "y".repeat(100_000));
     let _ = stream.write_all(header.as_bytes()).await;
     let mut text = String::new();
     let _ = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text))
         .await
         .unwrap();
-    assert!(
-        text.is_empty() || text.starts_with("HTTP/1.1 431"),
-        "{text}"
-    );
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
     running.stop().await;
 }
 
@@ -258,11 +215,7 @@ async fn silence_after_the_handshake_and_endless_headers_end() {
 async fn large_and_slow_bodies_end() {
     let tree = Tree::new();
     let root = tree.root_credential();
-    let tls = tree
-        .server(&root)
-        .clients(ClientAuth::Optional)
-        .build()
-        .unwrap();
+    let tls = tree.server(&root).clients(ClientAuth::Optional).build().unwrap();
     let limits = Limits {
         body_bytes: Some(1000),
         body_timeout: Some(Duration::from_millis(100)),
@@ -273,11 +226,7 @@ async fn large_and_slow_bodies_end() {
     for (bytes, success) in [(1000, true), (1001, false)] {
         let request = http::Request::post(format!("http://{}/echo", running.address));
         let response = client
-            .request(
-                request
-                    .body(Full::new(Bytes::from(vec![0; bytes])))
-                    .unwrap(),
-            )
+            .request(request.body(Full::new(Bytes::from(vec![0; bytes]))).unwrap())
             .await
             .unwrap();
         assert_eq!(response.status().is_success(), success, "{bytes}");
@@ -298,11 +247,7 @@ async fn large_and_slow_bodies_end() {
         .await
         .unwrap()
         .unwrap();
-    assert!(
-        head.starts_with(b"HTTP/1.1 4"),
-        "{}",
-        String::from_utf8_lossy(&head)
-    );
+    assert!(head.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&head));
     running.stop().await;
 }
 
@@ -310,11 +255,7 @@ async fn large_and_slow_bodies_end() {
 async fn connections_are_bounded_and_places_come_back() {
     let tree = Tree::new();
     let root = tree.root_credential();
-    let tls = tree
-        .server(&root)
-        .clients(ClientAuth::Optional)
-        .build()
-        .unwrap();
+    let tls = tree.server(&root).clients(ClientAuth::Optional).build().unwrap();
     let running = start(
         tls,
         Limits {
@@ -364,24 +305,13 @@ async fn revocation_closes_live_connections_at_once() {
     )
     .await;
     let (one, two) = (cluster.node("1"), cluster.node("2"));
-    let client = |node| {
-        http_client(
-            &tree
-                .client(cluster.identity())
-                .credential(node)
-                .build()
-                .unwrap(),
-        )
-    };
+    let client = |node| http_client(&tree.client(cluster.identity()).credential(node).build().unwrap());
     let (first, second) = (client(&one), client(&two));
     assert!(fetch(&second, running.address, "/who").await.is_ok());
     let (watcher, address) = (first.clone(), running.address);
     let watch = tokio::spawn(async move { fetch(&watcher, address, "/watch").await });
     waiting.notified().await;
-    assert_eq!(
-        running.tls.revocations().deny(one.peer().identity.clone()),
-        1
-    );
+    assert_eq!(running.tls.revocations().deny(one.peer().identity.clone()), 1);
     let answer = tokio::time::timeout(PATIENCE, watch)
         .await
         .expect("the connection is closed")
@@ -419,16 +349,8 @@ async fn requests_under_way_are_answered_and_endless_ones_dropped_at_the_deadlin
     };
     for (path, expected) in [("/slow", true), ("/endless", false)] {
         let router = Router::new().route("/{path}", get(handler.clone()));
-        let tls = tree
-            .server(&root)
-            .clients(ClientAuth::Optional)
-            .build()
-            .unwrap();
-        let drain = if expected {
-            PATIENCE
-        } else {
-            Duration::from_millis(50)
-        };
+        let tls = tree.server(&root).clients(ClientAuth::Optional).build().unwrap();
+        let drain = if expected { PATIENCE } else { Duration::from_millis(50) };
         let running = start(
             tls,
             Limits {
@@ -461,23 +383,16 @@ async fn streams_are_handed_over_with_their_identity() {
     let tree = Tree::new();
     let cluster = tree.cluster("c");
     let credential = cluster.credential();
-    let tls = tree
-        .server(&credential)
-        .protocol(Protocol::Raw)
-        .build()
-        .unwrap();
+    let tls = tree.server(&credential).protocol(Protocol::Raw).build().unwrap();
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let shutdown = CancellationToken::new();
-    let server = Server::new(tls, Limits::default(), shutdown.clone()).streams(
-        listener,
-        |mut connection| async move {
-            let name = connection.peer.unwrap().identity.dns_name();
-            connection.stream.write_all(name.as_bytes()).await.unwrap();
-            connection.draining.cancelled().await;
-            connection.stream.shutdown().await.unwrap();
-        },
-    );
+    let server = Server::new(tls, Limits::default(), shutdown.clone()).streams(listener, |mut connection| async move {
+        let name = connection.peer.unwrap().identity.dns_name();
+        connection.stream.write_all(name.as_bytes()).await.unwrap();
+        connection.draining.cancelled().await;
+        connection.stream.shutdown().await.unwrap();
+    });
     let server = tokio::spawn(server);
     let node = cluster.node("1");
     let tls = tree
@@ -489,17 +404,10 @@ async fn streams_are_handed_over_with_their_identity() {
     let mut stream = Dialer::new(tls).connect(&address).await.unwrap();
     let mut name = vec![0; node.peer().identity.dns_name().len()];
     stream.read_exact(&mut name).await.unwrap();
-    assert_eq!(
-        String::from_utf8(name).unwrap(),
-        node.peer().identity.dns_name()
-    );
+    assert_eq!(String::from_utf8(name).unwrap(), node.peer().identity.dns_name());
     shutdown.cancel();
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
-    tokio::time::timeout(PATIENCE, server)
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(PATIENCE, server).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -507,10 +415,7 @@ async fn dropping_the_server_drops_its_connections() {
     let tree = Tree::new();
     let root = tree.root_credential();
     let running = start(
-        tree.server(&root)
-            .clients(ClientAuth::Optional)
-            .build()
-            .unwrap(),
+        tree.server(&root).clients(ClientAuth::Optional).build().unwrap(),
         Limits::default(),
         who(),
     )
@@ -529,15 +434,11 @@ async fn unix_socket_serves_its_own_user_only() {
     let own = nix::unistd::geteuid().as_raw();
     let router = Router::new().route(
         "/me",
-        get(|Extension(peer): Extension<UnixPeer>| async move {
-            format!("{} {:?}", peer.uid, peer.pid)
-        }),
+        get(|Extension(peer): Extension<UnixPeer>| async move { format!("{} {:?}", peer.uid, peer.pid) }),
     );
     for allowed in [true, false] {
         let listener = bind_unix(&path).expect("a socket left behind is replaced");
-        let mode = std::os::unix::fs::PermissionsExt::mode(
-            &std::fs::metadata(&path).unwrap().permissions(),
-        );
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
         let shutdown = CancellationToken::new();
         let serve = unix::serve_if(
@@ -550,36 +451,18 @@ async fn unix_socket_serves_its_own_user_only() {
         let task = tokio::spawn(serve);
         let stream = UnixStream::connect(&path).await.unwrap();
         let answer = async {
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                    .await
-                    .map_err(drop)?;
-            tokio::spawn(connection);
-            let request = http::Request::get("/me")
-                .body(Full::<Bytes>::default())
-                .unwrap();
-            let body = sender
-                .send_request(request)
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
                 .await
-                .map_err(drop)?
-                .into_body();
+                .map_err(drop)?;
+            tokio::spawn(connection);
+            let request = http::Request::get("/me").body(Full::<Bytes>::default()).unwrap();
+            let body = sender.send_request(request).await.map_err(drop)?.into_body();
             Ok::<_, ()>(body.collect().await.map_err(drop)?.to_bytes())
         };
         let expected = format!("{own} Some({})", std::process::id());
-        assert_eq!(
-            answer.await,
-            if allowed {
-                Ok(Bytes::from(expected))
-            } else {
-                Err(())
-            }
-        );
+        assert_eq!(answer.await, if allowed { Ok(Bytes::from(expected)) } else { Err(()) });
         shutdown.cancel();
-        tokio::time::timeout(PATIENCE, task)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
     }
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "precious").unwrap();

@@ -31,10 +31,7 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
         match std::fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
             Ok(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AlreadyExists,
-                    "something else is there",
-                ));
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else is there"));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -61,10 +58,7 @@ pub async fn serve_unix(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let own = nix::unistd::geteuid().as_raw();
-    serve_if(listener, router, limits, shutdown, move |uid| {
-        uid == 0 || uid == own
-    })
-    .await
+    serve_if(listener, router, limits, shutdown, move |uid| uid == 0 || uid == own).await
 }
 
 pub(super) async fn serve_if(

@@ -103,11 +103,7 @@ impl ClientTls {
     }
 
     /// Towards `server`, to join: the chain it shows must lead to an authority with this pin, which it must show too.
-    pub fn pinned<'a>(
-        server: Identity,
-        pin: Pin,
-        clock: Arc<VerifierClock>,
-    ) -> ClientTlsBuilder<'a> {
+    pub fn pinned<'a>(server: Identity, pin: Pin, clock: Arc<VerifierClock>) -> ClientTlsBuilder<'a> {
         Self::builder(server, Ok(Trust::Pinned(pin)), clock)
     }
 

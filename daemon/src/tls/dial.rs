@@ -142,9 +142,7 @@ impl tower::Service<Uri> for Connector {
             let address = match (uri.host(), uri.port_u16()) {
                 (Some(host), Some(port)) => format!("{host}:{port}"),
                 _ => {
-                    return Err(DialError::Uri {
-                        uri: uri.to_string(),
-                    });
+                    return Err(DialError::Uri { uri: uri.to_string() });
                 }
             };
             dialer
@@ -179,11 +177,7 @@ impl Read for DialedStream {
 }
 
 impl Write for DialedStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 

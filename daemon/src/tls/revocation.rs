@@ -33,19 +33,14 @@ impl State {
     fn is_denied(&self, identity: &Identity) -> bool {
         self.denied.contains(identity)
             || match identity {
-                Identity::Node { cluster, .. } => {
-                    self.denied.contains(&Identity::Cluster(cluster.clone()))
-                }
+                Identity::Node { cluster, .. } => self.denied.contains(&Identity::Cluster(cluster.clone())),
                 _ => false,
             }
     }
 
     /// Cancels what is live and denied; returns how many.
     fn close_denied(&self) -> usize {
-        let closed = self
-            .live
-            .values()
-            .filter(|(identity, _)| self.is_denied(identity));
+        let closed = self.live.values().filter(|(identity, _)| self.is_denied(identity));
         closed.inspect(|(_, token)| token.cancel()).count()
     }
 }
@@ -57,9 +52,7 @@ impl Revocations {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Refuses `identity` from now on and closes its connections; returns how many. May be repeated.

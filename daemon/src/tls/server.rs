@@ -63,10 +63,7 @@ impl<'a> ServerTlsBuilder<'a> {
     /// Which identities are let in. A cluster must say that it takes its own nodes only: the nodes of another cluster have
     /// certificates that lead to the same root.
     #[must_use]
-    pub fn accept(
-        mut self,
-        accept: impl Fn(&crate::pki::Identity) -> bool + Send + Sync + 'static,
-    ) -> Self {
+    pub fn accept(mut self, accept: impl Fn(&crate::pki::Identity) -> bool + Send + Sync + 'static) -> Self {
         self.rules.accept = Arc::new(accept) as Accept;
         self
     }
@@ -161,9 +158,7 @@ impl ServerTls {
     /// # Errors
     /// [`TlsError`]; the old ones stay.
     pub fn set_trust(&self, roots: &[CertificateDer<'_>]) -> Result<(), TlsError> {
-        self.check
-            .as_ref()
-            .map_or(Ok(()), |check| check.set_roots(roots))
+        self.check.as_ref().map_or(Ok(()), |check| check.set_roots(roots))
     }
 
     /// The deny set and live connections it works with.
@@ -191,9 +186,7 @@ impl ServerTls {
             .map_err(std::io::Error::from)??;
         let peer = match stream.get_ref().1.peer_certificates() {
             // The verifier has checked the chain.
-            Some([leaf, ..]) => Some(Arc::new(
-                Peer::from_verified(leaf).map_err(std::io::Error::other)?,
-            )),
+            Some([leaf, ..]) => Some(Arc::new(Peer::from_verified(leaf).map_err(std::io::Error::other)?)),
             _ => None,
         };
         Ok((stream, peer))

@@ -43,10 +43,7 @@ async fn ask(tls: &ClientTls, address: &str) -> Result<String, String> {
         .await
         .map_err(|error| chain(&error))?;
     let mut text = String::new();
-    stream
-        .read_to_string(&mut text)
-        .await
-        .map_err(|error| chain(&error))?;
+    stream.read_to_string(&mut text).await.map_err(|error| chain(&error))?;
     Ok(text)
 }
 
@@ -69,10 +66,7 @@ async fn tiers_know_each_other() {
         .credential(&cluster.credential())
         .build()
         .unwrap();
-    assert_eq!(
-        ask(&tls, &address).await.unwrap(),
-        format!("cluster {}", id("c"))
-    );
+    assert_eq!(ask(&tls, &address).await.unwrap(), format!("cluster {}", id("c")));
 
     let address = greeter(
         tree.server(&cluster.credential())
@@ -102,22 +96,12 @@ async fn certificate_is_required_optional_or_not_asked_for() {
         .credential(&cluster.credential())
         .build()
         .unwrap();
-    let server = |mode| {
-        tree.server(&tree.root_credential())
-            .clients(mode)
-            .build()
-            .unwrap()
-    };
+    let server = |mode| tree.server(&tree.root_credential()).clients(mode).build().unwrap();
     let required = greeter(server(ClientAuth::Required)).await;
     assert!(ask(&nobody, &required).await.is_err());
     let optional = greeter(server(ClientAuth::Optional)).await;
     assert_eq!(ask(&nobody, &optional).await.unwrap(), "nobody");
-    assert!(
-        ask(&somebody, &optional)
-            .await
-            .unwrap()
-            .starts_with("cluster")
-    );
+    assert!(ask(&somebody, &optional).await.unwrap().starts_with("cluster"));
     let none = greeter(server(ClientAuth::None)).await;
     assert_eq!(ask(&somebody, &none).await.unwrap(), "nobody");
 }
@@ -126,22 +110,10 @@ async fn certificate_is_required_optional_or_not_asked_for() {
 async fn server_must_have_the_expected_name_and_authority() {
     let tree = Tree::new();
     let (c, d) = (tree.cluster("c"), tree.cluster("d"));
-    let address = greeter(
-        tree.server(&d.credential())
-            .clients(ClientAuth::None)
-            .build()
-            .unwrap(),
-    )
-    .await;
-    assert!(
-        ask(&tree.client(d.identity()).build().unwrap(), &address)
-            .await
-            .is_ok()
-    );
+    let address = greeter(tree.server(&d.credential()).clients(ClientAuth::None).build().unwrap()).await;
+    assert!(ask(&tree.client(d.identity()).build().unwrap(), &address).await.is_ok());
     for wrong in [c.identity(), Identity::Root] {
-        let error = ask(&tree.client(wrong).build().unwrap(), &address)
-            .await
-            .unwrap_err();
+        let error = ask(&tree.client(wrong).build().unwrap(), &address).await.unwrap_err();
         assert!(error.contains("not valid for name"), "{error}");
     }
     let other = Tree::new();
@@ -166,19 +138,12 @@ async fn nodes_of_another_tree_or_another_cluster_are_refused() {
     )
     .await;
     let dial = |credential: Credential| {
-        let tls = tree
-            .client(c.identity())
-            .credential(&credential)
-            .build()
-            .unwrap();
+        let tls = tree.client(c.identity()).credential(&credential).build().unwrap();
         let address = address.clone();
         async move { ask(&tls, &address).await }
     };
     assert!(dial(c.node("1")).await.is_ok());
-    assert!(
-        dial(d.node("1")).await.is_err(),
-        "right root, wrong cluster"
-    );
+    assert!(dial(d.node("1")).await.is_err(), "right root, wrong cluster");
     assert!(dial(d.credential()).await.is_err(), "a cluster is no node");
     assert!(
         dial(Tree::new().cluster("c").node("1")).await.is_err(),
@@ -199,22 +164,12 @@ async fn a_cluster_authority_cannot_speak_for_another_cluster() {
             .unwrap(),
     )
     .await;
-    let tls = tree
-        .client(d.identity())
-        .credential(&forged)
-        .build()
-        .unwrap();
+    let tls = tree.client(d.identity()).credential(&forged).build().unwrap();
     assert!(ask(&tls, &address).await.is_err());
 
     for name in [d.identity().dns_name(), Identity::Root.dns_name()] {
         let forged = c.forge(&name);
-        let address = greeter(
-            tree.server(&forged)
-                .clients(ClientAuth::None)
-                .build()
-                .unwrap(),
-        )
-        .await;
+        let address = greeter(tree.server(&forged).clients(ClientAuth::None).build().unwrap()).await;
         let expected = forged.peer().identity.clone();
         let error = ask(&tree.client(expected).build().unwrap(), &address)
             .await
@@ -227,11 +182,7 @@ async fn a_cluster_authority_cannot_speak_for_another_cluster() {
 async fn certificates_are_swapped_while_running() {
     let tree = Tree::new();
     let (first, second) = (tree.root_credential(), tree.root_credential());
-    let server = tree
-        .server(&first)
-        .clients(ClientAuth::Optional)
-        .build()
-        .unwrap();
+    let server = tree.server(&first).clients(ClientAuth::Optional).build().unwrap();
     let address = greeter(server.clone()).await;
     let cluster = tree.cluster("c");
     let client = tree.client(Identity::Root).build().unwrap();
@@ -240,10 +191,7 @@ async fn certificates_are_swapped_while_running() {
     assert_eq!(server_pin(&old), first.key().pin());
     server.swap(&second).unwrap();
     client.swap(&cluster.credential()).unwrap();
-    assert_eq!(
-        server_pin(&dialer.connect(&address).await.unwrap()),
-        second.key().pin()
-    );
+    assert_eq!(server_pin(&dialer.connect(&address).await.unwrap()), second.key().pin());
     assert!(ask(&client, &address).await.unwrap().starts_with("cluster"));
     let mut text = String::new();
     old.read_to_string(&mut text).await.unwrap();
@@ -291,29 +239,15 @@ async fn expired_is_refused_on_both_sides_unless_the_key_is_known() {
         .build()
         .unwrap();
     let graceful = greeter(server.clone()).await;
-    let client = |credential: &Credential| {
-        tree.client(cluster.identity())
-            .credential(credential)
-            .build()
-            .unwrap()
-    };
+    let client = |credential: &Credential| tree.client(cluster.identity()).credential(credential).build().unwrap();
     assert!(ask(&client(&node), &graceful).await.is_ok());
-    assert_eq!(
-        asked.load(Ordering::SeqCst),
-        0,
-        "nobody is asked while it is valid"
-    );
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "nobody is asked while it is valid");
 
     let stranger = cluster.node("2");
     let forged = tree.cluster("e").node("1");
     tree.clock.advance(Duration::from_millis(8 * DAY));
     assert!(ask(&client(&node), &strict).await.is_err());
-    assert!(
-        ask(&client(&node), &graceful)
-            .await
-            .unwrap()
-            .starts_with("node")
-    );
+    assert!(ask(&client(&node), &graceful).await.unwrap().starts_with("node"));
     assert!(ask(&client(&stranger), &graceful).await.is_err());
     assert!(ask(&client(&forged), &graceful).await.is_err());
     server.revocations().deny(node.peer().identity.clone());
@@ -399,19 +333,11 @@ async fn the_revoked_get_no_handshake_on_either_side() {
     assert!(ask(&client(&one), &address).await.is_err());
     assert!(ask(&client(&two), &address).await.is_ok());
     server.revocations().deny(cluster.identity());
-    assert!(
-        ask(&client(&two), &address).await.is_err(),
-        "its cluster is revoked"
-    );
+    assert!(ask(&client(&two), &address).await.is_err(), "its cluster is revoked");
     server.revocations().replace([]);
     assert!(ask(&client(&one), &address).await.is_ok());
     revocations.deny(cluster.identity());
-    assert!(
-        ask(&client(&one), &address)
-            .await
-            .unwrap_err()
-            .contains("Revoked")
-    );
+    assert!(ask(&client(&one), &address).await.unwrap_err().contains("Revoked"));
 }
 
 #[tokio::test]
@@ -427,21 +353,13 @@ async fn a_clock_at_1970_relies_on_what_was_persisted() {
     .await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("time");
-    let clock = |file| {
-        Arc::new(VerifierClock::with_floor(
-            Arc::new(ManualClock::new(0)),
-            Some(file),
-            0,
-        ))
-    };
+    let clock = |file| Arc::new(VerifierClock::with_floor(Arc::new(ManualClock::new(0)), Some(file), 0));
     let client = |clock| {
         ClientTls::trusting(cluster.identity(), &[tree.root.root().clone()], clock)
             .build()
             .unwrap()
     };
-    let error = ask(&client(clock(file.clone())), &address)
-        .await
-        .unwrap_err();
+    let error = ask(&client(clock(file.clone())), &address).await.unwrap_err();
     assert!(error.contains("not valid yet"), "{error}");
     VerifierClock::with_floor(tree.clock.clone(), Some(file.clone()), 0)
         .persist()
@@ -460,24 +378,13 @@ async fn joining_by_pin() {
             .unwrap(),
     )
     .await;
-    let client = |server, pin| {
-        ClientTls::pinned(server, pin, tree.verifier.clone())
-            .build()
-            .unwrap()
-    };
+    let client = |server, pin| ClientTls::pinned(server, pin, tree.verifier.clone()).build().unwrap();
     // The server shows [leaf, cluster authority, root authority]; either authority may be pinned.
     for pin in [tree.root.pin(), cluster.authority.pin()] {
-        assert_eq!(
-            ask(&client(cluster.identity(), pin), &address)
-                .await
-                .unwrap(),
-            "nobody"
-        );
+        assert_eq!(ask(&client(cluster.identity(), pin), &address).await.unwrap(), "nobody");
     }
     for wrong in [Tree::new().root.pin(), cluster.credential().key().pin()] {
-        let error = ask(&client(cluster.identity(), wrong), &address)
-            .await
-            .unwrap_err();
+        let error = ask(&client(cluster.identity(), wrong), &address).await.unwrap_err();
         assert!(error.contains("UnknownIssuer"), "{error}");
     }
     let error = ask(&client(Identity::Root, tree.root.pin()), &address)
@@ -492,9 +399,7 @@ async fn joining_by_pin() {
     )
     .await;
     assert_eq!(
-        ask(&client(Identity::Root, tree.root.pin()), &root)
-            .await
-            .unwrap(),
+        ask(&client(Identity::Root, tree.root.pin()), &root).await.unwrap(),
         "nobody"
     );
 }
@@ -510,13 +415,7 @@ async fn showing_the_pinned_authority_beside_a_foreign_leaf_does_not_help() {
         tree.root.root().clone(),
     ];
     let forged = Credential::new(key, chain).unwrap();
-    let address = greeter(
-        tree.server(&forged)
-            .clients(ClientAuth::None)
-            .build()
-            .unwrap(),
-    )
-    .await;
+    let address = greeter(tree.server(&forged).clients(ClientAuth::None).build().unwrap()).await;
     let client = ClientTls::pinned(Identity::Root, tree.root.pin(), tree.verifier.clone())
         .build()
         .unwrap();
@@ -530,15 +429,9 @@ async fn dialing_ends_in_time_and_says_why() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let short = dialer.clone().with_timeout(Duration::from_millis(20));
-    assert!(matches!(
-        short.connect(&address).await,
-        Err(DialError::Timeout { .. })
-    ));
+    assert!(matches!(short.connect(&address).await, Err(DialError::Timeout { .. })));
     drop(listener);
-    assert!(matches!(
-        dialer.connect(&address).await,
-        Err(DialError::Connect { .. })
-    ));
+    assert!(matches!(dialer.connect(&address).await, Err(DialError::Connect { .. })));
     let mut connector = dialer.connector();
     let result = tower::Service::call(&mut connector, http::Uri::from_static("/no/host")).await;
     assert!(matches!(result, Err(DialError::Uri { .. })));
@@ -554,11 +447,7 @@ async fn libraries_that_dial_themselves_may_use_any_name() {
             .unwrap(),
     )
     .await;
-    let tls = tree
-        .client(Identity::Root)
-        .protocol(Protocol::Raw)
-        .build()
-        .unwrap();
+    let tls = tree.client(Identity::Root).protocol(Protocol::Raw).build().unwrap();
     assert!(tls.config().alpn_protocols.is_empty());
     let stream = TcpStream::connect(&address).await.unwrap();
     let dialed = rustls_pki_types::ServerName::try_from("127.0.0.1").unwrap();

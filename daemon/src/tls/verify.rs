@@ -6,10 +6,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{Revocations, TlsError, provider};
@@ -66,10 +63,7 @@ impl Rules {
             Err(error) => return Err(error),
         };
         let peer = Peer::from_verified(leaf).map_err(|error| {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "certificate without identity"
-            );
+            tracing::debug!(error = &error as &dyn std::error::Error, "certificate without identity");
             Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
         })?;
         if self.revocations.is_denied(&peer.identity) {
@@ -96,28 +90,16 @@ impl Rules {
 
 fn is_expiry(error: &Error) -> bool {
     use CertificateError::{Expired, ExpiredContext};
-    matches!(
-        error,
-        Error::InvalidCertificate(Expired | ExpiredContext { .. })
-    )
+    matches!(error, Error::InvalidCertificate(Expired | ExpiredContext { .. }))
 }
 
 /// The earliest end among the certificates shown. What a peer adds to them can only make it earlier.
-fn last_valid_moment(
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-) -> Option<UnixTime> {
+fn last_valid_moment(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Option<UnixTime> {
     let ends = std::iter::once(leaf)
         .chain(intermediates)
         .map(|certificate| validity(certificate).map(|(_, end)| end));
-    let earliest = ends
-        .collect::<Result<Vec<_>, _>>()
-        .ok()?
-        .into_iter()
-        .min()?;
-    Some(UnixTime::since_unix_epoch(
-        std::time::Duration::from_millis(earliest),
-    ))
+    let earliest = ends.collect::<Result<Vec<_>, _>>().ok()?.into_iter().min()?;
+    Some(UnixTime::since_unix_epoch(std::time::Duration::from_millis(earliest)))
 }
 
 fn store(roots: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, TlsError> {
@@ -142,11 +124,7 @@ pub(super) struct ClientCheck {
 }
 
 impl ClientCheck {
-    pub(super) fn new(
-        roots: &[CertificateDer<'_>],
-        rules: Rules,
-        mandatory: bool,
-    ) -> Result<Self, TlsError> {
+    pub(super) fn new(roots: &[CertificateDer<'_>], rules: Rules, mandatory: bool) -> Result<Self, TlsError> {
         Ok(Self {
             chain: RwLock::new(Self::chain(roots)?),
             rules,
@@ -155,10 +133,7 @@ impl ClientCheck {
     }
 
     pub(super) fn set_roots(&self, roots: &[CertificateDer<'_>]) -> Result<(), TlsError> {
-        *self
-            .chain
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Self::chain(roots)?;
+        *self.chain.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Self::chain(roots)?;
         Ok(())
     }
 
@@ -213,18 +188,11 @@ impl ClientCertVerifier for ClientCheck {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            leaf,
-            signature,
-            &provider().signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -245,9 +213,7 @@ impl Trust {
     pub(super) fn set_roots(&self, roots: &[CertificateDer<'_>]) -> Result<(), TlsError> {
         match self {
             Self::Roots(current) => {
-                *current
-                    .write()
-                    .unwrap_or_else(|poisoned| poisoned.into_inner()) = webpki(store(roots)?)?;
+                *current.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = webpki(store(roots)?)?;
                 Ok(())
             }
             Self::Pinned(_) => Err(TlsError::Trust("authorities: the trust is by pin".into())),
@@ -256,17 +222,12 @@ impl Trust {
 
     fn chain(&self, shown: &[CertificateDer<'_>]) -> Result<Arc<WebPkiServerVerifier>, Error> {
         match self {
-            Self::Roots(current) => Ok(current
-                .read()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .clone()),
+            Self::Roots(current) => Ok(current.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()),
             Self::Pinned(pin) => {
                 // Only the key of the anchor counts, and it is the pinned one whoever wrote the certificate around it.
                 let anchor = shown
                     .iter()
-                    .find(|certificate| {
-                        Pin::of_certificate(certificate).is_ok_and(|shown| shown == *pin)
-                    })
+                    .find(|certificate| Pin::of_certificate(certificate).is_ok_and(|shown| shown == *pin))
                     .ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
                 store(std::slice::from_ref(anchor))
                     .and_then(webpki)
@@ -320,17 +281,10 @@ impl ServerCertVerifier for ServerCheck {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            leaf,
-            signature,
-            &provider().signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }

@@ -9,12 +9,16 @@ use crate::transport::DownReason;
 /// `established`: whether the broker had accepted the session.
 pub(super) fn down_reason(error: &ConnectionError, established: bool) -> DownReason {
     if let Some(tls) = tls_error(error) {
-        return DownReason::Tls { detail: tls.to_string() };
+        return DownReason::Tls {
+            detail: tls.to_string(),
+        };
     }
     let detail = error.to_string();
     match error {
         ConnectionError::Tls(_) => DownReason::Tls { detail },
-        ConnectionError::ConnectionRefused(code) => DownReason::Refused { detail: format!("{code:?}") },
+        ConnectionError::ConnectionRefused(code) => DownReason::Refused {
+            detail: format!("{code:?}"),
+        },
         _ if established => DownReason::Lost { detail },
         _ => DownReason::Unreachable { detail },
     }

@@ -174,6 +174,7 @@ impl RootTier {
         out.writes.push(model::put("token", &record.id, None, &record));
         let token = JoinToken {
             kind: TokenKind::Cluster,
+            cluster: None,
             id: record.id,
             secret,
             pin: self.config.pin.clone(),

@@ -92,7 +92,13 @@ where
     };
     let client = open.client.clone();
     let (reader, writer) = tokio::io::split(stream);
-    let (mut reader, mut writer) = (Reader { stream: reader, buffer: BytesMut::new() }, writer);
+    let (mut reader, mut writer) = (
+        Reader {
+            stream: reader,
+            buffer: BytesMut::new(),
+        },
+        writer,
+    );
     let reason = tokio::select! {
         () = client.closed.cancelled() => client.reason.get().copied().unwrap_or(Close::Lost),
         Err(reason) = session(&mut open, &mut reader, &mut writer) => reason,
@@ -122,7 +128,9 @@ where
         Ok(packet) => packet?,
         Err(_) => return Err(Close::NoConnect),
     };
-    let Packet::Connect(connect) = first else { return Err(Close::Protocol) };
+    let Packet::Connect(connect) = first else {
+        return Err(Close::Protocol);
+    };
     let branch = match admit(open.client.node, &connect) {
         Ok(branch) => branch,
         Err(code) => {
@@ -134,7 +142,11 @@ where
     connack(writer, ConnectReturnCode::Success, limits.write_within).await?;
 
     let asked = Duration::from_secs(connect.keep_alive.into()) * 3 / 2;
-    let idle = if asked.is_zero() { limits.longest_idle } else { asked.min(limits.longest_idle) };
+    let idle = if asked.is_zero() {
+        limits.longest_idle
+    } else {
+        asked.min(limits.longest_idle)
+    };
     let open = &*open;
     tokio::select! {
         result = read(open, branch, reader, idle) => result,
@@ -192,7 +204,11 @@ where
 }
 
 fn answer(open: &Open, answer: Answer) -> Result<(), Close> {
-    if open.client.queue.push_answer(answer) { Ok(()) } else { Err(Close::Stalled) }
+    if open.client.queue.push_answer(answer) {
+        Ok(())
+    } else {
+        Err(Close::Stalled)
+    }
 }
 
 fn is_branch(topic: &str, branch: Branch) -> bool {
@@ -229,7 +245,11 @@ async fn subscribed(open: &Open, branch: Branch, subscribe: Subscribe) -> Result
             tracing::warn!(%node, ?branch, "subscribed to a topic that is not its own");
             return SubscribeReasonCode::Failure;
         }
-        let qos = if filter.qos == QoS::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let qos = if filter.qos == QoS::AtMostOnce {
+            QoS::AtMostOnce
+        } else {
+            QoS::AtLeastOnce
+        };
         granted = Some(qos);
         SubscribeReasonCode::Success(qos)
     });
@@ -249,7 +269,11 @@ fn unsubscribed(open: &Open, branch: Branch, unsubscribe: &Unsubscribe) -> Resul
         return Err(Close::Protocol);
     }
     let node = open.client.node;
-    if unsubscribe.topics.iter().any(|topic| may_subscribe(node, topic) && is_branch(topic, branch)) {
+    if unsubscribe
+        .topics
+        .iter()
+        .any(|topic| may_subscribe(node, topic) && is_branch(topic, branch))
+    {
         open.client.queue.set_subscribed(None);
     }
     answer(open, Answer::UnsubAck(unsubscribe.pkid))
@@ -279,7 +303,9 @@ async fn write<S: AsyncWrite>(open: &Open, branch: Branch, writer: &mut WriteHal
             }
             Batch::Unacknowledged => {
                 let since = *blocked_since.get_or_insert_with(Instant::now);
-                timeout_at(since + limits.write_within, client.queue.changed()).await.map_err(|_| Close::Stalled)?;
+                timeout_at(since + limits.write_within, client.queue.changed())
+                    .await
+                    .map_err(|_| Close::Stalled)?;
             }
         }
     }

@@ -19,7 +19,10 @@ pub(super) struct Ticket {
 impl Ticket {
     /// For an event without a payload.
     pub(super) fn of(room: OwnedSemaphorePermit) -> Self {
-        Self { _of_all: room, _of_client: None }
+        Self {
+            _of_all: room,
+            _of_client: None,
+        }
     }
 }
 
@@ -33,12 +36,22 @@ pub(super) struct Inbox {
 impl Inbox {
     pub(super) fn new(total_bytes: usize) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver: Mutex::new(receiver), budget: Arc::new(Semaphore::new(total_bytes)), total_bytes }
+        Self {
+            sender,
+            receiver: Mutex::new(receiver),
+            budget: Arc::new(Semaphore::new(total_bytes)),
+            total_bytes,
+        }
     }
 
     pub(super) async fn next(&self) -> BrokerEvent {
-        let (event, _ticket) =
-            self.receiver.lock().await.recv().await.expect("the inbox holds a sender as long as it lives");
+        let (event, _ticket) = self
+            .receiver
+            .lock()
+            .await
+            .recv()
+            .await
+            .expect("the inbox holds a sender as long as it lives");
         event
     }
 
@@ -57,7 +70,10 @@ impl Inbox {
         let bytes = payload_bytes + EVENT_BYTES;
         let of_client = acquire(&client.budget, bytes.min(client.total_bytes)).await;
         let of_all = acquire(&self.budget, bytes.min(self.total_bytes)).await;
-        Ticket { _of_all: of_all, _of_client: Some(of_client) }
+        Ticket {
+            _of_all: of_all,
+            _of_client: Some(of_client),
+        }
     }
 }
 
@@ -69,11 +85,18 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new(total_bytes: usize) -> Self {
-        Self { budget: Arc::new(Semaphore::new(total_bytes)), total_bytes }
+        Self {
+            budget: Arc::new(Semaphore::new(total_bytes)),
+            total_bytes,
+        }
     }
 }
 
 async fn acquire(budget: &Arc<Semaphore>, bytes: usize) -> OwnedSemaphorePermit {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    budget.clone().acquire_many_owned(bytes).await.expect("budgets are never closed")
+    budget
+        .clone()
+        .acquire_many_owned(bytes)
+        .await
+        .expect("budgets are never closed")
 }

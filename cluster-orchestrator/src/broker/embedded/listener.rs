@@ -30,14 +30,19 @@ impl EmbeddedBroker {
     /// [`ServeError`].
     pub async fn listen(&self, listener: Listener, shutdown: CancellationToken) -> Result<(), ServeError> {
         let (broker, cluster) = (self.clone(), listener.cluster);
-        self.hub.state().listeners.push((cluster, listener.tls.revocations().clone()));
+        self.hub
+            .state()
+            .listeners
+            .push((cluster, listener.tls.revocations().clone()));
         let server = Server::new(listener.tls, listener.limits, shutdown).metrics(listener.metrics);
         server
             .streams(listener.socket, move |connection: Connection| {
                 let broker = broker.clone();
                 async move {
                     let Some(peer) = &connection.peer else { return };
-                    let Identity::Node { cluster: of, node } = &peer.identity else { return };
+                    let Identity::Node { cluster: of, node } = &peer.identity else {
+                        return;
+                    };
                     match (of.parse::<ClusterId>(), node.parse()) {
                         (Ok(of), Ok(node)) if of == cluster => {
                             let stream = connection.stream;

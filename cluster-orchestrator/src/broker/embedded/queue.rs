@@ -136,14 +136,23 @@ impl Queue {
                 encode(&answer.packet(), buffer);
                 continue;
             }
-            let Some(qos) = inner.subscribed.filter(|_| !inner.messages.is_empty()) else { break };
+            let Some(qos) = inner.subscribed.filter(|_| !inner.messages.is_empty()) else {
+                break;
+            };
             blocked = qos != QoS::AtMostOnce && inner.inflight.len() >= limits.inflight;
             if blocked {
                 break;
             }
-            let Some(payload) = inner.messages.pop_front() else { break };
+            let Some(payload) = inner.messages.pop_front() else {
+                break;
+            };
             inner.bytes -= payload.len();
-            let topic = Topic { node, branch, direction: Direction::Down }.to_string();
+            let topic = Topic {
+                node,
+                branch,
+                direction: Direction::Down,
+            }
+            .to_string();
             buffer.reserve(payload.len() + PACKET_OVERHEAD);
             let mut publish = Publish::from_bytes(topic, qos, payload);
             if qos != QoS::AtMostOnce {
@@ -177,5 +186,7 @@ impl Inner {
 }
 
 pub(super) fn encode(packet: &Packet, buffer: &mut BytesMut) {
-    packet.write(buffer, usize::MAX).expect("sizes are checked when packets are queued, and ids are not 0");
+    packet
+        .write(buffer, usize::MAX)
+        .expect("sizes are checked when packets are queued, and ids are not 0");
 }

@@ -8,8 +8,8 @@ mod tls;
 use bytes::{Bytes, BytesMut};
 use roble_proto::topics::{Direction, Topic, client_id};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, Publish, Subscribe, SubscribeReasonCode};
 use rumqttc::mqttbytes::v4::{Connect, PubAck};
+use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, Publish, Subscribe, SubscribeReasonCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::suite::{event, node, within};
@@ -26,7 +26,12 @@ fn broker() -> EmbeddedBroker {
 }
 
 fn topic(node: NodeId, branch: Branch, direction: Direction) -> String {
-    Topic { node, branch, direction }.to_string()
+    Topic {
+        node,
+        branch,
+        direction,
+    }
+    .to_string()
 }
 
 impl Raw {
@@ -35,7 +40,10 @@ impl Raw {
         let (stream, far) = tokio::io::duplex(pipe_bytes);
         let broker = broker.clone();
         tokio::spawn(async move { broker.serve(node, far).await });
-        Self { stream, buffer: BytesMut::new() }
+        Self {
+            stream,
+            buffer: BytesMut::new(),
+        }
     }
 
     fn open(broker: &EmbeddedBroker, node: NodeId) -> Self {

@@ -29,7 +29,10 @@ pub(super) fn node_user(cluster: ClusterId, node: NodeId) -> String {
 
 /// The node with this user name.
 pub(super) fn user_node(cluster: ClusterId, user: &str) -> Option<NodeId> {
-    let name = user.strip_prefix("n-")?.strip_suffix(&cluster.to_string())?.strip_suffix(".c-")?;
+    let name = user
+        .strip_prefix("n-")?
+        .strip_suffix(&cluster.to_string())?
+        .strip_suffix(".c-")?;
     name.parse().ok()
 }
 
@@ -40,7 +43,10 @@ pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
 /// The folder with the configuration, and an access list with the cluster alone.
 pub(super) fn prepare(config: &MosquittoConfig) -> io::Result<()> {
     ensure_private_dir(&config.folder).map_err(io::Error::other)?;
-    write(&config.folder.join(ACCESS_LIST), &access_list(config.cluster, &BTreeSet::new()))?;
+    write(
+        &config.folder.join(ACCESS_LIST),
+        &access_list(config.cluster, &BTreeSet::new()),
+    )?;
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid())?.map_or_else(|| "nobody".into(), |user| user.name);
     write(&config.folder.join(CONFIGURATION), &configuration(config, &user)?)
 }
@@ -49,7 +55,10 @@ pub(super) fn prepare(config: &MosquittoConfig) -> io::Result<()> {
 pub(super) fn configuration(config: &MosquittoConfig, user: &str) -> io::Result<String> {
     let path = |path: &Path| match path.to_str() {
         Some(text) if !text.contains(['\n', '\r']) => Ok(text.to_owned()),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "path not fit for mosquitto.conf")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "path not fit for mosquitto.conf",
+        )),
     };
     let credential = path(&config.credential)?;
     Ok(format!(
@@ -100,12 +109,23 @@ use_identity_as_username true
 
 /// Who reaches what. Whoever is not in it reaches nothing.
 pub(super) fn access_list(cluster: ClusterId, nodes: &BTreeSet<NodeId>) -> String {
-    let mut text = format!("user {}\ntopic read {ALL_UP}\ntopic write {ALL_DOWN}\n", cluster_user(cluster));
+    let mut text = format!(
+        "user {}\ntopic read {ALL_UP}\ntopic write {ALL_DOWN}\n",
+        cluster_user(cluster)
+    );
     for node in nodes {
         let _ = writeln!(text, "\nuser {}", node_user(cluster, *node));
         for branch in [Branch::Engine, Branch::Net] {
             for (access, direction) in [("write", Direction::Up), ("read", Direction::Down)] {
-                let _ = writeln!(text, "topic {access} {}", Topic { node: *node, branch, direction });
+                let _ = writeln!(
+                    text,
+                    "topic {access} {}",
+                    Topic {
+                        node: *node,
+                        branch,
+                        direction
+                    }
+                );
             }
         }
     }

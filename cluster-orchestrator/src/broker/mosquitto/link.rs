@@ -28,9 +28,15 @@ pub(super) struct Link {
 }
 
 fn options(config: &MosquittoConfig, client_id: String) -> MqttOptions {
-    let address = if config.listen.ip().is_unspecified() { "127.0.0.1".into() } else { config.listen.ip().to_string() };
+    let address = if config.listen.ip().is_unspecified() {
+        "127.0.0.1".into()
+    } else {
+        config.listen.ip().to_string()
+    };
     let mut options = MqttOptions::new(client_id, address, config.listen.port());
-    options.set_keep_alive(Duration::from_secs(10)).set_max_packet_size(MQTT_PACKET_BYTES, MQTT_PACKET_BYTES);
+    options
+        .set_keep_alive(Duration::from_secs(10))
+        .set_max_packet_size(MQTT_PACKET_BYTES, MQTT_PACKET_BYTES);
     options
 }
 
@@ -39,7 +45,12 @@ pub(super) fn new(shared: &Arc<Shared>, seed: u64) -> (AsyncClient, Link) {
     let mut secret = [0; 16];
     rand::rngs::OsRng.unwrap_err().fill_bytes(&mut secret);
     let (client, event_loop) = AsyncClient::new(options(&shared.config, hex::encode(secret)), QUEUE);
-    let link = Link { shared: shared.clone(), client: client.clone(), event_loop, rng: SmallRng::seed_from_u64(seed) };
+    let link = Link {
+        shared: shared.clone(),
+        client: client.clone(),
+        event_loop,
+        rng: SmallRng::seed_from_u64(seed),
+    };
     (client, link)
 }
 
@@ -68,7 +79,10 @@ impl Link {
                 true
             }
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "no TLS configuration for mosquitto");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "no TLS configuration for mosquitto"
+                );
                 false
             }
         }
@@ -100,7 +114,10 @@ impl Link {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "cluster's connection to mosquitto");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "cluster's connection to mosquitto"
+                    );
                     return linked;
                 }
             }
@@ -112,7 +129,9 @@ impl Link {
 pub(super) async fn put_out(config: &MosquittoConfig, client_id: String) {
     let Ok(tls) = (config.tls)() else { return };
     let (_client, mut event_loop) = AsyncClient::new(options(config, client_id), 1);
-    event_loop.mqtt_options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
+    event_loop
+        .mqtt_options
+        .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
     // Accepted means that the other one is gone; dropping ends ours.
     let _ = timeout(PUT_OUT_WITHIN, event_loop.poll()).await;
 }

@@ -32,7 +32,10 @@ pub(super) fn parse(line: &str) -> Line<'_> {
     };
     if what.starts_with("already connected") {
         Line::Replaced { client }
-    } else if ["disconnected", "closed its connection", "has exceeded timeout"].iter().any(|end| what.starts_with(end)) {
+    } else if ["disconnected", "closed its connection", "has exceeded timeout"]
+        .iter()
+        .any(|end| what.starts_with(end))
+    {
         Line::Disconnected { client }
     } else {
         Line::Other
@@ -56,14 +59,35 @@ mod tests {
     fn lines_of_2_0() {
         let connected = "New client connected from 127.0.0.1:47 as 01/e (p2, c1, k60, u'n-01.c-02').";
         for (line, meaning) in [
-            (connected, Line::Connected { client: "01/e", user: "n-01.c-02" }),
-            ("New client connected from 127.0.0.1:47 as x (p2, c1, k60).", Line::Other),
+            (
+                connected,
+                Line::Connected {
+                    client: "01/e",
+                    user: "n-01.c-02",
+                },
+            ),
+            (
+                "New client connected from 127.0.0.1:47 as x (p2, c1, k60).",
+                Line::Other,
+            ),
             ("New connection from 127.0.0.1:47 on port 1.", Line::Other),
-            ("Client 01/e already connected, closing old connection.", Line::Replaced { client: "01/e" }),
+            (
+                "Client 01/e already connected, closing old connection.",
+                Line::Replaced { client: "01/e" },
+            ),
             ("Client 01/e disconnected.", Line::Disconnected { client: "01/e" }),
-            ("Client 01/e closed its connection.", Line::Disconnected { client: "01/e" }),
-            ("Client 01/e has exceeded timeout, disconnecting.", Line::Disconnected { client: "01/e" }),
-            ("Client 01/e disconnected due to protocol error.", Line::Disconnected { client: "01/e" }),
+            (
+                "Client 01/e closed its connection.",
+                Line::Disconnected { client: "01/e" },
+            ),
+            (
+                "Client 01/e has exceeded timeout, disconnecting.",
+                Line::Disconnected { client: "01/e" },
+            ),
+            (
+                "Client 01/e disconnected due to protocol error.",
+                Line::Disconnected { client: "01/e" },
+            ),
             ("Reloading config.", Line::Reloaded),
             ("Error: Address already in use", Line::Trouble),
             ("", Line::Other),

@@ -38,7 +38,12 @@ pub(super) fn spawn(config: &MosquittoConfig) -> io::Result<Child> {
 fn start(mut command: Command, config: &MosquittoConfig) -> io::Result<Child> {
     // The log comes by the stream that C does not buffer.
     let configuration = config.folder.join(files::CONFIGURATION);
-    command.arg("-c").arg(configuration).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .arg("-c")
+        .arg(configuration)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     command.kill_on_drop(true).spawn()
 }
 
@@ -103,7 +108,9 @@ async fn handle(shared: &Arc<Shared>, line: &str) {
             }
         }
         Line::Replaced { client } => {
-            let Some((node, branch)) = parse_client_id(client) else { return };
+            let Some((node, branch)) = parse_client_id(client) else {
+                return;
+            };
             let ours = shared.state().revoked.contains(&node);
             if !ours {
                 shared.duplicate(node).await;

@@ -29,7 +29,11 @@ impl Mosquitto {
         let program = program()?;
         let (tree, folder) = (Tree::new(), tempfile::tempdir().unwrap());
         // Mosquitto cannot tell which port it was given, so one is chosen that was free a moment ago.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let (credential, authority) = (folder.path().join("cluster.pem"), folder.path().join("root.pem"));
         tree.cluster().save(&credential).unwrap();
         std::fs::write(&authority, tree.root_pem()).unwrap();
@@ -42,10 +46,18 @@ impl Mosquitto {
             authority,
             tls: tree.source(&tree.cluster()),
             clients: 100,
-            backoff: Backoff { base_ms: 20, cap_ms: 200 },
+            backoff: Backoff {
+                base_ms: 20,
+                cap_ms: 200,
+            },
         };
         let broker = Arc::new(MosquittoBroker::start(config, 1).await.unwrap());
-        let harness = Self { tree, broker, folder, port };
+        let harness = Self {
+            tree,
+            broker,
+            folder,
+            port,
+        };
         harness.linked().await;
         Some(harness)
     }
@@ -72,13 +84,17 @@ impl Harness for Mosquitto {
 
 #[tokio::test]
 async fn contract() {
-    let Some(harness) = Mosquitto::start().await else { return };
+    let Some(harness) = Mosquitto::start().await else {
+        return;
+    };
     suite::run(&harness).await;
 }
 
 #[tokio::test]
 async fn comes_back_after_it_was_killed() {
-    let Some(harness) = Mosquitto::start().await else { return };
+    let Some(harness) = Mosquitto::start().await else {
+        return;
+    };
     let (me, branch) = (node(1), Branch::Engine);
     harness.broker.admit(me).await.unwrap();
     let transport = harness.transport(me, branch);
@@ -98,7 +114,9 @@ async fn comes_back_after_it_was_killed() {
 
 #[tokio::test]
 async fn shows_the_renewed_certificate_and_keeps_its_sessions() {
-    let Some(harness) = Mosquitto::start().await else { return };
+    let Some(harness) = Mosquitto::start().await else {
+        return;
+    };
     let (me, branch) = (node(1), Branch::Engine);
     harness.broker.admit(me).await.unwrap();
     let transport = harness.transport(me, branch);
@@ -116,14 +134,19 @@ async fn shows_the_renewed_certificate_and_keeps_its_sessions() {
 /// A node that is not on the list, and one that is and meddles, reach nothing.
 #[tokio::test]
 async fn topics_are_tied_to_the_certificate() {
-    let Some(harness) = Mosquitto::start().await else { return };
+    let Some(harness) = Mosquitto::start().await else {
+        return;
+    };
     let (me, victim, stranger) = (node(1), node(2), node(3));
     for node in [me, victim] {
         harness.broker.admit(node).await.unwrap();
     }
     for (of, claims) in [(stranger, stranger), (me, victim)] {
         let mut config = roble_link::mqtt::MqttConfig::new("127.0.0.1", harness.port, claims, Branch::Engine);
-        config.backoff = Backoff { base_ms: 20, cap_ms: 200 };
+        config.backoff = Backoff {
+            base_ms: 20,
+            cap_ms: 200,
+        };
         let source = harness.tree.source(&harness.tree.node(of));
         let rng: rand::rngs::SmallRng = rand::SeedableRng::seed_from_u64(1);
         let liar = roble_link::mqtt::MqttTransport::start(config, source, Box::new(rng));
@@ -151,7 +174,10 @@ async fn topics_are_tied_to_the_certificate() {
 
 #[test]
 fn user_names() {
-    let (cluster, other) = (Tree::new().cluster, ClusterId(roble_core::ids::RawId::from_bytes([1; 12])));
+    let (cluster, other) = (
+        Tree::new().cluster,
+        ClusterId(roble_core::ids::RawId::from_bytes([1; 12])),
+    );
     let user = files::node_user(cluster, node(1));
     assert_eq!(files::user_node(cluster, &user), Some(node(1)));
     assert_eq!(files::user_node(other, &user), None);

@@ -11,7 +11,9 @@ async fn a_connect_that_drips_is_cut_off() {
     let mut bystander = Raw::session(&broker, node(1), Branch::Engine).await;
     let started = tokio::time::Instant::now();
     let mut packet = BytesMut::new();
-    Packet::Connect(Connect::new(client_id(node(2), Branch::Engine))).write(&mut packet, 1024).unwrap();
+    Packet::Connect(Connect::new(client_id(node(2), Branch::Engine)))
+        .write(&mut packet, 1024)
+        .unwrap();
     let mut raw = Raw::open(&broker, node(2));
     for byte in packet {
         raw.bytes(&[byte]).await;
@@ -62,8 +64,14 @@ async fn a_reader_that_stalls_fills_its_queue_and_is_put_out() {
     assert!((20..=22).contains(&taken), "{taken}");
     assert_eq!(broker.stats().queue_full, 1);
     assert!(bystander.is_alive().await);
-    broker.send(node(2), branch, Bytes::from_static(b"still served")).await.unwrap();
-    assert!(matches!(within("message", bystander.hear()).await, Some(Packet::Publish(_))));
+    broker
+        .send(node(2), branch, Bytes::from_static(b"still served"))
+        .await
+        .unwrap();
+    assert!(matches!(
+        within("message", bystander.hear()).await,
+        Some(Packet::Publish(_))
+    ));
 
     event(&broker, BrokerEvent::Disconnected { node: me, branch }).await;
     assert_eq!(broker.stats().stalled, 1);
@@ -75,9 +83,20 @@ async fn many_small_messages_are_bounded_by_number() {
     let broker = broker();
     let mut raw = Raw::with_pipe(&broker, node(1), 1024);
     raw.enter(node(1), Branch::Engine, QoS::AtMostOnce).await;
-    event(&broker, BrokerEvent::Connected { node: node(1), branch: Branch::Engine }).await;
+    event(
+        &broker,
+        BrokerEvent::Connected {
+            node: node(1),
+            branch: Branch::Engine,
+        },
+    )
+    .await;
     let mut taken = 0;
-    while broker.send(node(1), Branch::Engine, Bytes::from_static(b"tiny")).await.is_ok() {
+    while broker
+        .send(node(1), Branch::Engine, Bytes::from_static(b"tiny"))
+        .await
+        .is_ok()
+    {
         taken += 1;
     }
     assert_eq!(taken, MQTT_QUEUE_PACKETS);
@@ -88,11 +107,25 @@ async fn whoever_does_not_read_his_answers_is_put_out() {
     let broker = broker();
     let mut raw = Raw::with_pipe(&broker, node(1), 1024);
     raw.enter(node(1), Branch::Engine, QoS::AtMostOnce).await;
-    event(&broker, BrokerEvent::Connected { node: node(1), branch: Branch::Engine }).await;
+    event(
+        &broker,
+        BrokerEvent::Connected {
+            node: node(1),
+            branch: Branch::Engine,
+        },
+    )
+    .await;
     for _ in 0..2_000 {
         raw.say(&Packet::PingReq).await;
     }
-    event(&broker, BrokerEvent::Disconnected { node: node(1), branch: Branch::Engine }).await;
+    event(
+        &broker,
+        BrokerEvent::Disconnected {
+            node: node(1),
+            branch: Branch::Engine,
+        },
+    )
+    .await;
     assert_eq!(broker.stats().stalled, 1);
 }
 
@@ -117,7 +150,9 @@ async fn a_flood_makes_only_its_sender_wait() {
     let share = Limits::default().inbox_bytes_per_client as u64 / 1_000;
     assert!(broker.stats().received <= share, "{}", broker.stats().received);
     let before = broker.stats().received;
-    bystander.publish(&topic(node(2), branch, Direction::Up), b"through").await;
+    bystander
+        .publish(&topic(node(2), branch, Direction::Up), b"through")
+        .await;
     until(&broker, "bystander heard", |stats| stats.received == before + 1).await;
     // Taking events lets the flood go on.
     let mut flooded = 0;
@@ -156,7 +191,10 @@ async fn packets_out_of_place_end_the_connection() {
     twice.pkid = 1;
     let mut kept = Publish::new(&up, QoS::AtMostOnce, "x");
     kept.retain = true;
-    let many = Subscribe { pkid: 1, filters: vec![Subscribe::new("r/x", QoS::AtMostOnce).filters[0].clone(); 9] };
+    let many = Subscribe {
+        pkid: 1,
+        filters: vec![Subscribe::new("r/x", QoS::AtMostOnce).filters[0].clone(); 9],
+    };
     for packet in [
         Packet::Connect(Connect::new(client_id(me, branch))),
         Packet::PingResp,
@@ -262,7 +300,11 @@ fn corpus() -> Vec<Vec<u8>> {
         .collect();
     corpus.push(all);
     // Announces more than follows; announces the most that can be; endless length.
-    corpus.extend([vec![0x30, 0x7f, 0], vec![0x30, 0xff, 0xff, 0xff, 0x7f], vec![0x30, 0xff, 0xff, 0xff, 0xff, 0xff]]);
+    corpus.extend([
+        vec![0x30, 0x7f, 0],
+        vec![0x30, 0xff, 0xff, 0xff, 0x7f],
+        vec![0x30, 0xff, 0xff, 0xff, 0xff, 0xff],
+    ]);
     // Every type with every short body of zeros or ones.
     for kind in 0..=255_u8 {
         for length in 0..6_u8 {
@@ -286,7 +328,11 @@ fn damaged(seed: &[u8], rng: &mut SmallRng) -> Vec<u8> {
             _ if bytes.is_empty() => {}
             kind => {
                 let at = at % bytes.len();
-                bytes[at] = if kind == 2 { rng.random() } else { bytes[at] ^ (1 << rng.random_range(0..8)) };
+                bytes[at] = if kind == 2 {
+                    rng.random()
+                } else {
+                    bytes[at] ^ (1 << rng.random_range(0..8))
+                };
             }
         }
     }
@@ -316,7 +362,9 @@ async fn garbage_ends_the_connection_and_nothing_else() {
     let mut rng = SmallRng::seed_from_u64(1);
     let seeds = corpus();
     let mut connect = BytesMut::new();
-    Packet::Connect(Connect::new(client_id(node(1), Branch::Engine))).write(&mut connect, 1024).unwrap();
+    Packet::Connect(Connect::new(client_id(node(1), Branch::Engine)))
+        .write(&mut connect, 1024)
+        .unwrap();
     for round in 0..2_000 {
         let (mut stream, far) = tokio::io::duplex(4096);
         let mut bytes = if round % 2 == 0 { connect.to_vec() } else { Vec::new() };
@@ -329,7 +377,10 @@ async fn garbage_ends_the_connection_and_nothing_else() {
         drop(stream);
         within("connection ended", served).await.expect("no panic");
     }
-    while tokio::time::timeout(Duration::from_millis(1), broker.next()).await.is_ok() {}
+    while tokio::time::timeout(Duration::from_millis(1), broker.next())
+        .await
+        .is_ok()
+    {}
     assert!(Raw::session(&broker, node(2), Branch::Engine).await.is_alive().await);
     assert_eq!(broker.stats().clients, 1);
 }

@@ -48,7 +48,11 @@ async fn every_topic_by_every_identity() {
                 topics.push(topic(node, branch, direction));
             }
         }
-        topics.extend([format!("r/{node}/#"), format!("r/{node}/+/d"), format!("r/{node}/e/d/x")]);
+        topics.extend([
+            format!("r/{node}/#"),
+            format!("r/{node}/+/d"),
+            format!("r/{node}/e/d/x"),
+        ]);
     }
     topics.extend(["#", "+/+/+/+", "r/+/+/u", "$SYS/#", "$share/g/r/x", "", "r", "/"].map(String::from));
 
@@ -59,15 +63,26 @@ async fn every_topic_by_every_identity() {
                 let mut raw = Raw::session(&broker, me, branch).await;
                 let own = *name == topic(me, branch, Direction::Down);
                 let code = raw.subscribe(name, QoS::AtMostOnce).await;
-                let expected =
-                    if own { SubscribeReasonCode::Success(QoS::AtMostOnce) } else { SubscribeReasonCode::Failure };
+                let expected = if own {
+                    SubscribeReasonCode::Success(QoS::AtMostOnce)
+                } else {
+                    SubscribeReasonCode::Failure
+                };
                 assert_eq!(code, vec![expected], "{me} {branch:?} subscribes to {name}");
                 subscribes += u64::from(!own);
 
                 raw.publish(name, b"x").await;
                 if *name == topic(me, branch, Direction::Up) {
                     let payload = Bytes::from_static(b"x");
-                    event(&broker, BrokerEvent::Message { node: me, branch, payload }).await;
+                    event(
+                        &broker,
+                        BrokerEvent::Message {
+                            node: me,
+                            branch,
+                            payload,
+                        },
+                    )
+                    .await;
                     assert!(raw.is_alive().await);
                     drop(raw);
                 } else {
@@ -79,7 +94,10 @@ async fn every_topic_by_every_identity() {
         }
     }
     let stats = broker.stats();
-    assert_eq!((stats.forbidden_publish, stats.forbidden_subscribe), (publishes, subscribes));
+    assert_eq!(
+        (stats.forbidden_publish, stats.forbidden_subscribe),
+        (publishes, subscribes)
+    );
     assert_eq!(stats.clients, 0);
 }
 
@@ -94,7 +112,11 @@ async fn a_duplicate_is_reported_between_the_two_sessions() {
     second.enter(me, branch, QoS::AtMostOnce).await;
     first.closed().await;
     second.publish(&topic(me, branch, Direction::Up), b"2").await;
-    let message = |text| BrokerEvent::Message { node: me, branch, payload: Bytes::from_static(text) };
+    let message = |text| BrokerEvent::Message {
+        node: me,
+        branch,
+        payload: Bytes::from_static(text),
+    };
     for expected in [
         message(b"1"),
         BrokerEvent::Duplicate { node: me },
@@ -156,8 +178,14 @@ async fn unsubscribing_ends_delivery_only() {
     let mut unsubscribe = rumqttc::mqttbytes::v4::Unsubscribe::new(topic(me, branch, Direction::Down));
     unsubscribe.pkid = 3;
     raw.say(&Packet::Unsubscribe(unsubscribe)).await;
-    assert!(matches!(within("UNSUBACK", raw.hear()).await, Some(Packet::UnsubAck(_))));
-    assert_eq!(broker.send(me, branch, Bytes::new()).await, Err(SendError::NotConnected));
+    assert!(matches!(
+        within("UNSUBACK", raw.hear()).await,
+        Some(Packet::UnsubAck(_))
+    ));
+    assert_eq!(
+        broker.send(me, branch, Bytes::new()).await,
+        Err(SendError::NotConnected)
+    );
     assert!(raw.is_alive().await);
 }
 
@@ -173,7 +201,14 @@ async fn a_revoked_node_is_put_out_at_once_also_before_connect() {
     session.closed().await;
     quiet.closed().await;
     assert_eq!(before.elapsed(), Duration::ZERO);
-    event(&broker, BrokerEvent::Disconnected { node: node(1), branch: Branch::Engine }).await;
+    event(
+        &broker,
+        BrokerEvent::Disconnected {
+            node: node(1),
+            branch: Branch::Engine,
+        },
+    )
+    .await;
     Raw::open(&broker, node(1)).closed().await;
     assert!(other.is_alive().await);
     assert!(broker.is_revoked(node(1)) && broker.stats().revoked == 3);

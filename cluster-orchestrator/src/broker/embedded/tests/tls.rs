@@ -23,15 +23,34 @@ struct Embedded {
 
 impl Embedded {
     async fn start() -> Self {
-        let (tree, broker, stop) = (Tree::new(), EmbeddedBroker::new(Limits::default()), CancellationToken::new());
+        let (tree, broker, stop) = (
+            Tree::new(),
+            EmbeddedBroker::new(Limits::default()),
+            CancellationToken::new(),
+        );
         let socket = serve::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (port, tls) = (socket.local_addr().unwrap().port(), tree.server());
-        let limits = serve::Limits { handshake_timeout: Duration::from_secs(2), ..serve::Limits::default() };
+        let limits = serve::Limits {
+            handshake_timeout: Duration::from_secs(2),
+            ..serve::Limits::default()
+        };
         let metrics = serve::ServeMetrics::default();
-        let listener = Listener { socket, tls: tls.clone(), cluster: tree.cluster, limits, metrics };
+        let listener = Listener {
+            socket,
+            tls: tls.clone(),
+            cluster: tree.cluster,
+            limits,
+            metrics,
+        };
         let (serving, shutdown) = (broker.clone(), stop.clone());
         tokio::spawn(async move { serving.listen(listener, shutdown).await.unwrap() });
-        Self { tree, broker, tls, port, stop }
+        Self {
+            tree,
+            broker,
+            tls,
+            port,
+            stop,
+        }
     }
 }
 
@@ -77,7 +96,11 @@ async fn the_certificate_is_swapped_under_live_sessions() {
     let after = shown(&harness, &credential).await;
     assert_ne!(before, after);
     assert_eq!(after, renewed.chain()[0].to_vec());
-    harness.broker.send(me, branch, Bytes::from_static(b"same session")).await.unwrap();
+    harness
+        .broker
+        .send(me, branch, Bytes::from_static(b"same session"))
+        .await
+        .unwrap();
     assert_eq!(heard(transport.as_ref()).await, "same session");
     up(harness.transport(node(3), branch).as_ref()).await;
 }
@@ -91,7 +114,10 @@ async fn a_revoked_node_does_not_get_through_the_handshake() {
     down(transport.as_ref()).await;
     let refused = within("refused", async {
         loop {
-            if let TransportEvent::Down { reason: DownReason::Tls { detail } } = transport.next().await {
+            if let TransportEvent::Down {
+                reason: DownReason::Tls { detail },
+            } = transport.next().await
+            {
                 return detail;
             }
         }
@@ -111,7 +137,10 @@ async fn stalled_handshakes_delay_nobody() {
     up(harness.transport(node(1), Branch::Engine).as_ref()).await;
     // And they are cut off.
     for stream in &mut stalled {
-        within("cut off", async { while stream.read(&mut [0; 64]).await.unwrap_or(0) > 0 {} }).await;
+        within("cut off", async {
+            while stream.read(&mut [0; 64]).await.unwrap_or(0) > 0 {}
+        })
+        .await;
     }
 }
 
@@ -122,7 +151,10 @@ async fn a_restarted_broker_is_found_again() {
     up(transport.as_ref()).await;
     harness.stop.cancel();
     down(transport.as_ref()).await;
-    assert_eq!(transport.send(Bytes::new()).await, Err(roble_link::transport::SendError::NotConnected));
+    assert_eq!(
+        transport.send(Bytes::new()).await,
+        Err(roble_link::transport::SendError::NotConnected)
+    );
     let socket = within("port free", async {
         loop {
             match serve::bind(([127, 0, 0, 1], harness.port).into()).await {
@@ -143,7 +175,14 @@ async fn a_restarted_broker_is_found_again() {
     let _stop = stop.clone().drop_guard();
     tokio::spawn(async move { serving.listen(listener, stop).await.unwrap() });
     up(transport.as_ref()).await;
-    event(&broker, BrokerEvent::Connected { node: node(1), branch: Branch::Net }).await;
+    event(
+        &broker,
+        BrokerEvent::Connected {
+            node: node(1),
+            branch: Branch::Net,
+        },
+    )
+    .await;
 }
 
 /// A session that hears nothing may give up a connection that looks fine.

@@ -1,0 +1,204 @@
+//! The shell around a tier: feeds it events, puts its writes on disk, then performs its acts. The same for every daemon.
+//!
+//! Events that wait are taken together, their writes go to disk in as few transactions as the limits allow, and only
+//! then are the acts performed, in order. If the store fails, the loop ends with an error: nothing that was not stored
+//! is ever acknowledged, and the daemon starts again from what is on disk.
+
+use crate::clock::Clock;
+use roble_core::ids::OrganizationId;
+use roble_core::tier::{Output, Record, Tier, Write};
+use roble_core::time::{Boottime, Now, Timestamp};
+use roble_store::{
+    Envelope, Key, KeyError, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Prefix, Scope, Store, StoreError, Transaction,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Schema number of the records written by this build.
+const SCHEMA: u16 = 1;
+/// Most events taken together.
+const BATCH: usize = 256;
+/// Time between ticks, if the tier does not ask for an earlier one.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Performs what a tier asks for. Must not block: long work goes to tasks of its own, whose end comes back as an event.
+pub trait Hands<A>: Send {
+    /// Performs one act.
+    fn act(&mut self, act: A);
+}
+
+/// Why the loop ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ShellError {
+    /// The store cannot be written any more.
+    #[error("write the store")]
+    Store(#[from] StoreError),
+    /// A record has an id or kind that cannot be stored.
+    #[error("name a record {kind}/{id}")]
+    Name {
+        /// Its kind.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+        /// What is wrong.
+        #[source]
+        source: KeyError,
+    },
+}
+
+/// Both clocks of `clock`, as the tiers take them.
+pub fn now(clock: &dyn Clock) -> Now {
+    Now {
+        boot: Boottime::from_millis(clock.boot()),
+        wall: Timestamp::from_millis(clock.wall()),
+    }
+}
+
+/// Everything in the store, as records.
+///
+/// # Errors
+/// [`StoreError`], also if a record has a newer schema than this build knows.
+pub async fn load(store: &dyn Store) -> Result<Vec<Record>, StoreError> {
+    let mut records = Vec::new();
+    let mut after: Option<Key> = None;
+    loop {
+        let page = store.list(&Prefix::all(), after.as_ref(), 1_000).await?;
+        for (key, versioned) in page.entries {
+            let (_, value) = versioned.envelope.read(SCHEMA)?;
+            records.extend(record(key.as_str(), value));
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(records);
+        }
+    }
+}
+
+/// `o/<organization>/<kind>/<id>` and `s/<kind>/<id>`; anything else is not a record of a tier.
+fn record(key: &str, value: &[u8]) -> Option<Record> {
+    let mut parts = key.splitn(2, '/');
+    let (organization, rest) = match (parts.next()?, parts.next()?) {
+        ("s", rest) => (None, rest),
+        ("o", rest) => {
+            let (organization, rest) = rest.split_once('/')?;
+            (Some(organization.parse::<OrganizationId>().ok()?), rest)
+        }
+        _ => return None,
+    };
+    let (kind, id) = rest.split_once('/')?;
+    Some(Record {
+        organization,
+        kind: kind.to_owned(),
+        id: id.to_owned(),
+        value: value.to_vec(),
+    })
+}
+
+/// Puts writes on disk: the last one for each record counts; several transactions if they are many.
+///
+/// # Errors
+/// [`ShellError`]; what was written before it stays written.
+pub async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<(), ShellError> {
+    // The order of first writing is kept, so that a parent record comes before what it is the parent of.
+    let mut last: BTreeMap<String, usize> = BTreeMap::new();
+    let mut keyed: Vec<(Key, Option<Vec<u8>>)> = Vec::new();
+    for write in writes {
+        let name = |source| ShellError::Name {
+            kind: write.kind,
+            id: write.id.clone(),
+            source,
+        };
+        let scope = match write.organization {
+            Some(organization) => Scope::organization(&organization.to_string()).map_err(name)?,
+            None => Scope::system(),
+        };
+        let key = scope.key(write.kind, &write.id).map_err(name)?;
+        match last.get(key.as_str()) {
+            Some(index) => keyed[*index].1 = write.value,
+            None => {
+                last.insert(key.as_str().to_owned(), keyed.len());
+                keyed.push((key, write.value));
+            }
+        }
+    }
+    let mut transaction = Transaction::new();
+    let mut bytes = 0;
+    for (key, value) in keyed {
+        let size = key.as_str().len() + value.as_ref().map_or(0, Vec::len) + 64;
+        if transaction.len() + 1 > MAX_OPERATIONS || (bytes > 0 && bytes + size > MAX_TRANSACTION_BYTES) {
+            store.commit(std::mem::take(&mut transaction)).await?;
+            bytes = 0;
+        }
+        bytes += size;
+        transaction = match value {
+            Some(value) => transaction.put(key, Envelope::new(SCHEMA, value)),
+            None => transaction.delete(key),
+        };
+    }
+    if !transaction.is_empty() {
+        store.commit(transaction).await?;
+    }
+    Ok(())
+}
+
+/// Drives a tier until `stop` is cancelled or the store fails. `look` sees the tier after every batch: for readiness and
+/// metrics.
+///
+/// # Errors
+/// [`ShellError`] if the store fails.
+pub async fn run<T, H>(
+    mut tier: T,
+    mut events: mpsc::Receiver<T::Event>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    mut rng: impl rand::RngCore + Send,
+    mut hands: H,
+    mut look: impl FnMut(&T) + Send,
+    stop: CancellationToken,
+) -> Result<(), ShellError>
+where
+    T: Tier + Send,
+    T::Event: Send,
+    T::Act: Send,
+    H: Hands<T::Act>,
+{
+    let mut next_tick = clock.boot();
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        let boot = clock.boot();
+        let due = tier.next_due().map_or(next_tick, |due| due.as_millis().min(next_tick));
+        let wait = Duration::from_millis(due.saturating_sub(boot));
+        let mut out = Output {
+            writes: Vec::new(),
+            acts: Vec::new(),
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            count = events.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                for event in batch.drain(..) {
+                    out.append(tier.on(event, now(&*clock), &mut rng));
+                }
+            }
+            () = tokio::time::sleep(wait) => {}
+        }
+        let time = now(&*clock);
+        if time.boot.as_millis() >= next_tick || tier.next_due().is_some_and(|due| due <= time.boot) {
+            next_tick = time.boot.as_millis() + TICK.as_millis() as u64;
+            out.append(tier.tick(time, &mut rng));
+        }
+        if !out.writes.is_empty() {
+            write(&*store, out.writes).await?;
+        }
+        for act in out.acts {
+            hands.act(act);
+        }
+        look(&tier);
+    }
+}
