@@ -294,7 +294,9 @@ impl Orchestrator {
             }
             Step::Forget(instance) => {
                 self.entries.remove(instance);
-                self.on_child.values_mut().for_each(|set| drop(set.remove(instance)));
+                for held in self.on_child.values_mut() {
+                    held.remove(instance);
+                }
                 self.waiting.remove(instance);
                 self.effects.push(Effect::Forget(*instance));
                 self.effects.push(Effect::Status(*instance));
