@@ -91,6 +91,8 @@ struct Child {
     cordoned: bool,
     /// Instances it has reported and not withdrawn; lost on restart.
     held: BTreeSet<InstanceId>,
+    /// When it last said that it had lost what it knew: below it, at-most-one copies may run that it does not report.
+    forgot_at: Option<Boottime>,
 }
 
 /// Something that the tier around must write, send or show.
@@ -208,7 +210,10 @@ impl Orchestrator {
 
     /// A child has lost what it knew of earlier orders, and its own epochs with it: everything it holds is ordered anew
     /// under a higher epoch, so that whatever it decides now outranks what it decided before.
-    pub fn renew_orders(&mut self, child: ChildId) {
+    pub fn renew_orders(&mut self, child: ChildId, now: Now) {
+        if let Some(known) = self.children.get_mut(&child) {
+            known.forgot_at = Some(now.boot);
+        }
         for instance in self.on_child.get(&child).into_iter().flatten() {
             let Some(entry) = self.entries.get_mut(instance) else {
                 continue;
@@ -339,8 +344,11 @@ impl Orchestrator {
     /// A report about one instance. Only the answer to the very last order counts.
     pub fn hear_status(&mut self, child: ChildId, status: InstanceStatus, now: Now) {
         let instance = status.instance;
-        if let Some(known) = self.children.get_mut(&child) {
-            known.held.insert(instance);
+        if let Some(known) = self.children.get_mut(&child)
+            && known.held.insert(instance)
+        {
+            // From now on its own report of what is free knows of the instance.
+            self.wake_waiting();
         }
         let Some(entry) = self.entries.get_mut(&instance) else {
             return;
@@ -374,6 +382,8 @@ impl Orchestrator {
                 placement.reserved = reserved;
                 placement.ports = ports;
                 self.effects.push(Effect::Record(instance));
+                self.effects.push(Effect::Capacity);
+                self.attention.append(&mut self.waiting.clone());
             }
         }
         let capacity = before.is_none();
@@ -408,6 +418,8 @@ impl Orchestrator {
         let Some(known) = self.children.get(&child) else { return };
         let instances: Vec<InstanceId> = self.on_child.get(&child).into_iter().flatten().copied().collect();
         let mut freed = false;
+        let forgot_at = known.forgot_at;
+        let is_forgetful = forgot_at.is_some_and(|at| self.ticked.since(at) < self.clocks.replace_fenced_ms);
         for instance in instances {
             let Some(entry) = self.entries.get_mut(&instance) else {
                 continue;
@@ -417,10 +429,11 @@ impl Orchestrator {
                 .placement
                 .as_ref()
                 .is_some_and(|placement| placement.child == child);
-            if known.held.contains(&instance) || !entry.record.leaving.iter().any(|left| left.child == child) {
+            let is_left = |left: &Placement| left.child == child && !(left.fenced && is_forgetful);
+            if known.held.contains(&instance) || !entry.record.leaving.iter().any(is_left) {
                 continue;
             }
-            entry.record.leaving.retain(|left| left.child != child);
+            entry.record.leaving.retain(|left| !is_left(left));
             if !stays && let Some(set) = self.on_child.get_mut(&child) {
                 set.remove(&instance);
             }

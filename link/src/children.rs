@@ -184,7 +184,7 @@ impl Children {
             ParentOutput::Send(frame) => self.out.push(ChildrenOutput::Send(child, frame)),
             ParentOutput::Opened { fresh, .. } => {
                 if fresh {
-                    self.orchestrator.renew_orders(child);
+                    self.orchestrator.renew_orders(child, now);
                 }
                 self.out.push(ChildrenOutput::Opened(child));
             }

@@ -239,7 +239,8 @@ impl Slot {
                     self.failures = self.failures.saturating_add(1);
                     self.reason = Some(failure.reason);
                 } else {
-                    self.state = SlotState::Absent;
+                    // What is left of the try is removed before another order starts.
+                    self.state = SlotState::Ended(version.clone());
                     self.end(version, false, 255, Some(failure.reason));
                 }
             }

@@ -48,6 +48,11 @@ impl Orchestrator {
         self.entries
             .keys()
             .filter_map(|instance| self.plan_one(*instance, now))
+            .filter(|step| match step {
+                // Why it is nowhere is told anew when it is looked at again; it is no decision.
+                Step::Park(instance, _) => self.entries.get(instance).is_some_and(|entry| entry.pending.is_none()),
+                _ => true,
+            })
             .collect()
     }
 

@@ -178,9 +178,9 @@ impl World {
                 }
                 (Phase::Completed, []) if spec.one_shot => {}
                 (Phase::BackingOff | Phase::Starting, []) if spec.path.contains("flaky") => {}
-                (Phase::BackingOff, []) if self.plan.weather.latency_ms > 0 && view.restarts + 1 > 0 => {
-                    // A start failed again and again before the calm: the wait may be minutes.
-                }
+                // A start that failed again and again before the calm may wait for minutes; one that cannot succeed is final.
+                (Phase::BackingOff | Phase::Failed, [])
+                    if view.reason.as_ref().is_some_and(|reason| reason.code == "bad-luck") => {}
                 (Phase::Pending, []) => {
                     if let Some(node) = (0..self.nodes.len()).find(|index| self.has_room(*index, &spec)) {
                         self.violate("I4", format!("{detail}, but n{node} has room"));
@@ -280,7 +280,9 @@ impl World {
             }
             for instance in orchestrator.instances() {
                 let left = orchestrator.record(instance).map_or(0, |record| record.leaving.len());
-                if left > 0 {
+                // What found no room is offered to a cluster again and again, and refused.
+                let wished = orchestrator.wish(instance).is_some();
+                if left > 0 && !(wished && orchestrator.holder(instance).is_none()) {
                     found.push(format!("{name}: {instance} has not left {left} place(s)"));
                 }
             }

@@ -185,10 +185,12 @@ impl World {
         for link in 0..self.links.len() {
             if self.child_of(link) == who {
                 self.links[link].child = None;
-                self.cut(link, 12_000);
+                // The kernel closes the connections of a process that died.
+                self.cut(link, 3_000);
             } else if self.parent_of(link) == who {
                 self.links[link].parent = None;
-                self.cut(link, 12_000);
+                // The kernel closes the connections of a process that died.
+                self.cut(link, 3_000);
             }
         }
     }
