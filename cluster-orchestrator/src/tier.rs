@@ -171,6 +171,9 @@ impl ClusterTier {
         let mut registry = Registry::default();
         let mut children = Children::new(Level::Nodes, config.clocks, complete, now.boot);
         let mut uplink = ChildEnd::new(config.uplink, rng.next_u64(), &config.software);
+        if !complete {
+            uplink.set_fresh();
+        }
         let of = |kind: &'static str| records.iter().filter(move |record| record.kind == kind);
         for record in of(TOKEN) {
             match serde_json::from_slice(&record.value) {

@@ -248,9 +248,15 @@ impl Engine {
         let mut seen = BTreeSet::new();
         for container in list {
             seen.insert(container.instance);
+            // A container tells which version was here even if the store does not.
+            let floor = self.floors.entry(container.instance).or_default();
+            if *floor < container.version {
+                floor.clone_from(&container.version);
+            }
             let slot = self.slots.entry(container.instance).or_insert_with(Slot::new);
             if slot.hear_observed(container, now, rng) {
                 self.attention.insert(container.instance);
+                self.effects.push(Effect::Store(container.instance));
                 self.effects.push(Effect::Status(container.instance));
             }
         }
@@ -308,6 +314,17 @@ impl Engine {
             .filter(|(_, slot)| slot.is_due(now.boot))
             .map(|(instance, _)| *instance);
         self.attention.extend(due);
+    }
+
+    /// Whether the runtime was listed since the start: before, nothing can be said of what is not here.
+    pub const fn is_observed(&self) -> bool {
+        self.observed
+    }
+
+    /// Whether an at-most-one instance is ordered here.
+    pub fn is_fenced(&self) -> bool {
+        let mut orders = self.slots.values().filter_map(|slot| slot.order.as_ref());
+        orders.any(|order| order.spec.when_cut_off == WhenCutOff::Stop)
     }
 
     /// When [`Self::tick`] has something to do next.

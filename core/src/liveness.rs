@@ -1,5 +1,6 @@
 //! Heartbeats, loss, and the brake that holds eviction when most children vanish at once.
 
+use crate::backoff::Backoff;
 use crate::time::Boottime;
 use serde::{Deserialize, Serialize};
 
@@ -74,10 +75,12 @@ impl Standing {
 }
 
 /// Judges one child. `last_beat` is `None` if it has not been heard since this process started at `started`: then it
-/// has the whole lease from the start, so that a restarted parent evicts nobody before it listened.
+/// has the whole lease from the start and the longest wait between two tries to connect, so that a restarted parent evicts
+/// nobody before it listened.
 pub fn judge(clocks: &Clocks, last_beat: Option<Boottime>, started: Boottime, now: Boottime) -> Standing {
     let silence = now.since(last_beat.unwrap_or(started));
-    if clocks.lost_ms.is_some_and(|lost| silence >= lost) {
+    let wait = if last_beat.is_none() { Backoff::RECONNECT.cap_ms } else { 0 };
+    if clocks.lost_ms.is_some_and(|lost| silence >= lost + wait) {
         Standing::Lost
     } else if silence >= clocks.unreachable_ms || last_beat.is_none() {
         Standing::Unreachable
@@ -128,10 +131,10 @@ mod tests {
     #[test]
     fn a_restarted_parent_gives_everybody_a_whole_lease() {
         assert_eq!(
-            judge(&Clocks::NODES, None, AT(100_000), AT(107_999)),
+            judge(&Clocks::NODES, None, AT(100_000), AT(137_999)),
             Standing::Unreachable
         );
-        assert_eq!(judge(&Clocks::NODES, None, AT(100_000), AT(108_000)), Standing::Lost);
+        assert_eq!(judge(&Clocks::NODES, None, AT(100_000), AT(138_000)), Standing::Lost);
     }
 
     #[test]

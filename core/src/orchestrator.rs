@@ -91,6 +91,8 @@ struct Child {
     cordoned: bool,
     /// Instances it has reported and not withdrawn; lost on restart.
     held: BTreeSet<InstanceId>,
+    /// When it last said that it had lost what it knew: below it, at-most-one copies may run that it does not report.
+    forgot_at: Option<Boottime>,
 }
 
 /// Something that the tier around must write, send or show.
@@ -126,6 +128,12 @@ pub struct Orchestrator {
     attention: BTreeSet<InstanceId>,
     /// Instances without a place, looked at again when something frees up.
     waiting: BTreeSet<InstanceId>,
+    /// Children removed for good that may still run at-most-one copies, and since when they can hear of no lease.
+    ghosts: BTreeMap<ChildId, Boottime>,
+    /// Records of earlier placements may have been lost: others may hold at-most-one copies that are not known here.
+    fresh: bool,
+    /// When [`Self::tick`] was called last.
+    ticked: Boottime,
     brake: bool,
     effects: Vec<Effect>,
 }
@@ -142,15 +150,26 @@ impl Orchestrator {
             on_child: BTreeMap::new(),
             attention: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            ghosts: BTreeMap::new(),
+            fresh: false,
+            ticked: started,
             brake: false,
             effects: Vec::new(),
         }
     }
 
-    /// Takes up a stored instance at start. `wish` is `None` for one that is being deleted.
+    /// The store is new or was lost: nothing is known of copies that an earlier life of this tier may have placed.
+    pub const fn set_fresh(&mut self) {
+        self.fresh = true;
+    }
+
+    /// Takes up a stored instance at start, after the children. `wish` is `None` for one that is being deleted.
     pub fn restore(&mut self, instance: InstanceId, wish: Option<Assignment>, record: PlacementRecord) {
         for placement in record.placement.iter().chain(&record.leaving) {
             self.on_child.entry(placement.child).or_default().insert(instance);
+            if !self.children.contains_key(&placement.child) {
+                self.ghosts.insert(placement.child, self.started);
+            }
         }
         self.entries.insert(
             instance,
@@ -183,6 +202,34 @@ impl Orchestrator {
         }
     }
 
+    /// Keeps an instance's epochs above `floor`: for a number that was used before and forgotten.
+    pub fn raise_epoch(&mut self, instance: InstanceId, floor: u64) {
+        let record = &mut self.entries.entry(instance).or_default().record;
+        record.epoch = record.epoch.max(floor);
+    }
+
+    /// A child has lost what it knew of earlier orders, and its own epochs with it: everything it holds is ordered anew
+    /// under a higher epoch, so that whatever it decides now outranks what it decided before.
+    pub fn renew_orders(&mut self, child: ChildId, now: Now) {
+        if let Some(known) = self.children.get_mut(&child) {
+            known.forgot_at = Some(now.boot);
+        }
+        for instance in self.on_child.get(&child).into_iter().flatten() {
+            let Some(entry) = self.entries.get_mut(instance) else {
+                continue;
+            };
+            let Some(placement) = entry.record.placement.as_mut().filter(|held| held.child == child) else {
+                continue;
+            };
+            entry.record.epoch += 1;
+            placement.epoch = entry.record.epoch;
+            entry.status = None;
+            self.effects.push(Effect::Record(*instance));
+            self.effects.push(Effect::Order(child, *instance));
+            self.effects.push(Effect::Status(*instance));
+        }
+    }
+
     /// Takes the wish back: the instance is to be gone. The entry stays until every child has confirmed.
     pub fn remove_wish(&mut self, instance: InstanceId) {
         if let Some(entry) = self.entries.get_mut(&instance)
@@ -201,27 +248,58 @@ impl Orchestrator {
         entry.cordoned = cordoned;
     }
 
-    /// A child is removed for good (revoked or deleted): what it held is gone with it.
+    /// A child is removed for good (revoked or deleted). What it held is gone with it, except at-most-one copies: they
+    /// are replaced once they must have stopped for want of a lease.
     pub fn remove_child(&mut self, child: ChildId) {
         self.children.remove(&child);
-        for instance in self.on_child.remove(&child).unwrap_or_default() {
-            if let Some(entry) = self.entries.get_mut(&instance) {
-                entry.record.leaving.retain(|placement| placement.child != child);
-                if entry
-                    .record
-                    .placement
-                    .as_ref()
-                    .is_some_and(|placement| placement.child == child)
-                {
-                    entry.record.placement = None;
-                    entry.status = None;
-                }
-                self.effects.push(Effect::Record(instance));
-                self.effects.push(Effect::Status(instance));
-                self.attention.insert(instance);
+        let Some(instances) = self.on_child.remove(&child) else {
+            return;
+        };
+        let mut fenced = BTreeSet::new();
+        for instance in instances {
+            let Some(entry) = self.entries.get_mut(&instance) else {
+                continue;
+            };
+            if let Some(placement) = entry.record.placement.take_if(|placement| placement.child == child) {
+                entry.status = None;
+                entry.record.leaving.push(placement);
             }
+            entry.record.leaving.retain(|left| left.child != child || left.fenced);
+            if entry.record.leaving.iter().any(|left| left.child == child) {
+                fenced.insert(instance);
+            }
+            self.effects.push(Effect::Record(instance));
+            self.effects.push(Effect::Status(instance));
+            self.attention.insert(instance);
+        }
+        if !fenced.is_empty() {
+            // It may have heard from us until now, which is at most one tick after the last.
+            self.ghosts.insert(child, self.ticked.plus(1_000));
+            self.on_child.insert(child, fenced);
         }
         self.effects.push(Effect::Capacity);
+    }
+
+    /// Forgets removed children whose at-most-one copies must have stopped by now.
+    fn release_ghosts(&mut self, now: Boottime) {
+        let fence = self.clocks.replace_fenced_ms;
+        let stopped: Vec<ChildId> = self
+            .ghosts
+            .iter()
+            .filter(|(_, since)| now.since(**since) >= fence)
+            .map(|(child, _)| *child)
+            .collect();
+        for child in stopped {
+            self.ghosts.remove(&child);
+            for instance in self.on_child.remove(&child).unwrap_or_default() {
+                if let Some(entry) = self.entries.get_mut(&instance) {
+                    entry.record.leaving.retain(|left| left.child != child);
+                    self.attention.insert(instance);
+                    self.effects.push(Effect::Record(instance));
+                    self.effects.push(Effect::Status(instance));
+                }
+            }
+        }
     }
 
     /// Whether something new may be placed on the child.
@@ -266,8 +344,11 @@ impl Orchestrator {
     /// A report about one instance. Only the answer to the very last order counts.
     pub fn hear_status(&mut self, child: ChildId, status: InstanceStatus, now: Now) {
         let instance = status.instance;
-        if let Some(known) = self.children.get_mut(&child) {
-            known.held.insert(instance);
+        if let Some(known) = self.children.get_mut(&child)
+            && known.held.insert(instance)
+        {
+            // From now on its own report of what is free knows of the instance.
+            self.wake_waiting();
         }
         let Some(entry) = self.entries.get_mut(&instance) else {
             return;
@@ -292,13 +373,17 @@ impl Orchestrator {
                 .unwrap_or_else(|| Reason::new("refused", "it gave no reason"));
             entry.refused.insert(child, (reason, now.boot.plus(REFUSAL_MS)));
             self.attention.insert(instance);
-        } else if let (Some(placement), Some(wish)) = (&mut entry.record.placement, &entry.wish) {
-            // The child runs the new size now: what the old one had reserved beyond it is free again.
+        } else if let (Some(placement), Some(wish)) = (&mut entry.record.placement, &entry.wish)
+            && !matches!(status.phase, Phase::Pending | Phase::Scheduled | Phase::Starting | Phase::Stopping)
+        {
+            // The old size is gone from the child, not only told to go: what it had reserved beyond is free again.
             let (reserved, ports) = (wish.spec.resources, host_ports(wish));
             if placement.reserved != reserved || placement.ports != ports {
                 placement.reserved = reserved;
                 placement.ports = ports;
                 self.effects.push(Effect::Record(instance));
+                self.effects.push(Effect::Capacity);
+                self.attention.append(&mut self.waiting.clone());
             }
         }
         let capacity = before.is_none();
@@ -314,6 +399,7 @@ impl Orchestrator {
         if let Some(known) = self.children.get_mut(&child) {
             known.held.remove(&instance);
         }
+        self.attention.insert(instance);
         if let Some(entry) = self.entries.get_mut(&instance)
             && entry
                 .record
@@ -332,6 +418,8 @@ impl Orchestrator {
         let Some(known) = self.children.get(&child) else { return };
         let instances: Vec<InstanceId> = self.on_child.get(&child).into_iter().flatten().copied().collect();
         let mut freed = false;
+        let forgot_at = known.forgot_at;
+        let is_forgetful = forgot_at.is_some_and(|at| self.ticked.since(at) < self.clocks.replace_fenced_ms);
         for instance in instances {
             let Some(entry) = self.entries.get_mut(&instance) else {
                 continue;
@@ -341,16 +429,18 @@ impl Orchestrator {
                 .placement
                 .as_ref()
                 .is_some_and(|placement| placement.child == child);
-            if known.held.contains(&instance) || !entry.record.leaving.iter().any(|left| left.child == child) {
+            let is_left = |left: &Placement| left.child == child && !(left.fenced && is_forgetful);
+            if known.held.contains(&instance) || !entry.record.leaving.iter().any(is_left) {
                 continue;
             }
-            entry.record.leaving.retain(|left| left.child != child);
+            entry.record.leaving.retain(|left| !is_left(left));
             if !stays && let Some(set) = self.on_child.get_mut(&child) {
                 set.remove(&instance);
             }
             freed = true;
             self.attention.insert(instance);
             self.effects.push(Effect::Record(instance));
+            self.effects.push(Effect::Status(instance));
         }
         if freed {
             self.wake_waiting();
@@ -360,6 +450,8 @@ impl Orchestrator {
 
     /// Time passed: judges every child's silence and the brake. Call at least once a second.
     pub fn tick(&mut self, now: Now) {
+        self.ticked = now.boot;
+        self.release_ghosts(now.boot);
         let clocks = self.clocks;
         let mut silences = Vec::new();
         for (id, child) in &mut self.children {
@@ -390,7 +482,8 @@ impl Orchestrator {
             };
             let before = entry.refused.len();
             entry.refused.retain(|_, (_, until)| *until > now.boot);
-            if entry.refused.len() != before || !entry.record.leaving.is_empty() {
+            // One that was never parked waits for a former holder.
+            if entry.refused.len() != before || !entry.record.leaving.is_empty() || entry.pending.is_none() {
                 wake.push(*instance);
             }
         }

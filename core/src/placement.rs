@@ -268,7 +268,7 @@ pub fn assess(level: Level, spec: &InstanceSpec, candidate: &Candidate<'_>) -> R
     let mut nearest = (Refusal::NoNodes, String::new());
     let mut best: Option<u64> = None;
     for offer in profile.offers.iter().filter(|offer| offer.count > 0) {
-        match fit(spec, offer, candidate) {
+        match fit(level, spec, offer, candidate) {
             Ok(left_over) => best = Some(best.map_or(left_over, |other| other.min(left_over))),
             Err(refusal) if refusal.0 >= nearest.0 || nearest.1.is_empty() => nearest = refusal,
             Err(_) => {}
@@ -293,7 +293,7 @@ pub fn assess(level: Level, spec: &InstanceSpec, candidate: &Candidate<'_>) -> R
 }
 
 /// What would be left over (thousandths of the class) if `spec` went to one node of this class.
-fn fit(spec: &InstanceSpec, offer: &Offer, candidate: &Candidate<'_>) -> Result<u64, (Refusal, String)> {
+fn fit(level: Level, spec: &InstanceSpec, offer: &Offer, candidate: &Candidate<'_>) -> Result<u64, (Refusal, String)> {
     let constraints = &spec.constraints;
     if let Some((key, value)) = constraints.node_selector.first_mismatch(&offer.labels) {
         return Err((Refusal::LabelMismatch, format!("label {key}={value} is asked for")));
@@ -306,13 +306,12 @@ fn fit(spec: &InstanceSpec, offer: &Offer, candidate: &Candidate<'_>) -> Result<
             format!("{asked} is asked for, it is {arch}"),
         ));
     }
-    // Of a class with one node everything is known exactly: what this tier reserved. Of more, the sum is known exactly
-    // and the largest nodes as last reported, less what was given since.
+    // Of a node everything is known exactly: what this tier reserved. Of a cluster only what its nodes with most room had
+    // free when it last said so, less what it was given since: what is reserved there may be on other classes of nodes.
     let free = offer.allocatable.minus(&candidate.reserved);
-    let room = if offer.count == 1 && candidate.profile.offers.len() == 1 {
-        free
-    } else {
-        largest_after(&offer.largest_free, &candidate.unaccounted)
+    let rooms = match level {
+        Level::Nodes => vec![free],
+        Level::Clusters => rooms_after(&offer.largest_free, &candidate.unaccounted),
     };
     let request = &spec.resources;
     let short = |have: &Resources| {
@@ -329,7 +328,10 @@ fn fit(spec: &InstanceSpec, offer: &Offer, candidate: &Candidate<'_>) -> Result<
             None
         }
     };
-    if let Some(refusal) = short(&free).or_else(|| short(&room)) {
+    let largest = rooms.iter().max_by_key(|room| (room.memory_bytes, room.cpu_millis));
+    if !rooms.iter().any(|room| room.covers(request))
+        && let Some(refusal) = short(largest.unwrap_or(&Resources::ZERO))
+    {
         return Err(refusal);
     }
     let permille = |left: u64, of: u64| left.saturating_mul(1000) / of.max(1);
@@ -340,8 +342,8 @@ fn fit(spec: &InstanceSpec, offer: &Offer, candidate: &Candidate<'_>) -> Result<
     ))
 }
 
-/// The node with most memory left, if each request in `given` went to the node that then had most.
-fn largest_after(largest: &[Resources], given: &[Resources]) -> Resources {
+/// What the nodes have left, if each request in `given` went to the one that then had most.
+fn rooms_after(largest: &[Resources], given: &[Resources]) -> Vec<Resources> {
     let mut free = largest.to_vec();
     for request in given {
         if let Some(node) = free
@@ -352,9 +354,7 @@ fn largest_after(largest: &[Resources], given: &[Resources]) -> Resources {
             *node = node.minus(request);
         }
     }
-    free.into_iter()
-        .max_by_key(|node| (node.memory_bytes, node.cpu_millis))
-        .unwrap_or_default()
+    free
 }
 
 #[cfg(test)]

@@ -305,9 +305,11 @@ impl Registry {
         if let Some(member) = self.members.values().find(|member| member.key_sha256 == key_sha256) {
             return match member.state {
                 MemberState::Revoked => Err(RegistryError::Revoked),
-                _ if record.used_by.is_some() => Ok(member.clone()),
-                // A known key with a fresh token: nothing new to give, and the token stays unused.
-                _ => Ok(member.clone()),
+                // Also a fresh token is spent on a known key: what it vouched for once it never vouches for again.
+                _ => {
+                    record.used_by = Some(key_sha256.to_owned());
+                    Ok(member.clone())
+                }
             };
         }
         if let Some(expected) = record.name.clone().filter(|expected| expected != name) {

@@ -1,7 +1,7 @@
 //! The lower end of a link: a node engine towards its cluster, a cluster towards the root.
 
 use crate::set::SetIndex;
-use crate::{Outbox, PROTOCOL, Source, updates};
+use crate::{FRESH, Outbox, PROTOCOL, Source, updates};
 use rand::{Rng, RngCore};
 use roble_core::backoff::Backoff;
 use roble_core::placement::Profile;
@@ -51,6 +51,7 @@ pub struct ChildEnd {
     process: u64,
     fence_ms: u64,
     software: String,
+    fresh: bool,
     outbox: Outbox,
     /// Highest sequence number heard in this session.
     heard: u64,
@@ -64,11 +65,13 @@ pub struct ChildEnd {
     status: SetIndex,
     changed_status: BTreeSet<String>,
     profile: Option<Profile>,
+    /// Sequence number of the frame it was last sent in, and the number of the last beat before it.
+    profile_seq: (u64, u64),
     profile_sent: bool,
     number: u64,
     next_at: Boottime,
     hellos: u32,
-    /// When the last beat that was acknowledged had been sent: the lease runs from here.
+    /// When the last beat that was acknowledged, for exactly the orders held here, had been sent: the lease runs from here.
     acked_at: Option<Boottime>,
     /// Beats sent and not acknowledged: (number, sent at).
     unacked: Vec<(u64, Boottime)>,
@@ -84,6 +87,7 @@ impl ChildEnd {
             process,
             fence_ms: 30_000,
             software: software.to_owned(),
+            fresh: false,
             outbox: Outbox::default(),
             heard: 0,
             up: false,
@@ -92,6 +96,7 @@ impl ChildEnd {
             status: SetIndex::default(),
             changed_status: BTreeSet::new(),
             profile: None,
+            profile_seq: (0, 0),
             profile_sent: false,
             number: 0,
             next_at: Boottime::default(),
@@ -106,6 +111,11 @@ impl ChildEnd {
     /// Takes up an order that was stored, exactly as it was received.
     pub fn restore_order(&mut self, key: &str, value: &[u8]) {
         self.orders.put(key, value);
+    }
+
+    /// The store is new or was lost: the parent is told so until its orders are known to be whole.
+    pub const fn set_fresh(&mut self) {
+        self.fresh = true;
     }
 
     /// The transport came up: a session is opened at the next tick.
@@ -178,6 +188,7 @@ impl ChildEnd {
         {
             let body = Body::Profile(profile.into());
             out.push(ChildOutput::Send(self.outbox.frame(body)));
+            self.profile_seq = (self.outbox.seq, self.number);
             self.profile_sent = true;
         }
         let changed = std::mem::take(&mut self.changed_status);
@@ -188,9 +199,16 @@ impl ChildEnd {
     fn send_items(&mut self, keys: impl IntoIterator<Item = String>, source: &dyn Source, out: &mut Vec<ChildOutput>) {
         let (mut items, mut removed) = (Vec::new(), Vec::new());
         for key in keys {
+            // The index follows what is really sent, or both sides would differ for ever.
             match source.value(SetKind::Status, &key) {
-                Some(value) => items.push(wire::SetItem { key, value }),
-                None => removed.push(key),
+                Some(value) => {
+                    self.status.put(&key, &value);
+                    items.push(wire::SetItem { key, value });
+                }
+                None => {
+                    self.status.remove(&key);
+                    removed.push(key);
+                }
             }
         }
         for body in updates(SetKind::Status, items, removed) {
@@ -221,6 +239,7 @@ impl ChildEnd {
                 number: self.number,
                 orders: self.orders.digest(),
                 status: self.status.digest(),
+                heard: self.heard,
             };
             out.push(ChildOutput::Send(self.outbox.frame(Body::Beat(beat))));
             self.next_at = now.boot.plus(self.clocks.beat_ms);
@@ -233,7 +252,7 @@ impl ChildEnd {
             let hello = wire::Hello {
                 min_version: PROTOCOL.1,
                 max_version: PROTOCOL.0,
-                features: Vec::new(),
+                features: self.fresh.then(|| FRESH.to_owned()).into_iter().collect(),
                 software: self.software.clone(),
                 process: self.process,
             };
@@ -318,15 +337,24 @@ impl ChildEnd {
     }
 
     fn hear_ack(&mut self, ack: &wire::BeatAck, now: Now, out: &mut Vec<ChildOutput>) {
-        if let Some((_, sent)) = self.unacked.iter().find(|(number, _)| *number == ack.number) {
-            self.acked_at = Some(self.acked_at.map_or(*sent, |acked| acked.max(*sent)));
-        }
+        let sent = self.unacked.iter().find(|(number, _)| *number == ack.number);
+        let sent = sent.map(|(_, sent)| *sent);
         self.unacked.retain(|(number, _)| *number > ack.number);
+        let (profile_seq, beat_before) = self.profile_seq;
+        if ack.number > beat_before && ack.profile < profile_seq {
+            // It was lost on the way.
+            self.profile_sent = false;
+        }
         if !ack.complete {
             return;
         }
         if ack.orders == self.orders.digest() {
+            // Only the parent's word on exactly these orders is a lease: before, one of them may long be somebody else's.
+            if let Some(sent) = sent {
+                self.acked_at = Some(self.acked_at.map_or(sent, |acked| acked.max(sent)));
+            }
             self.fetched_at = None;
+            self.fresh = false;
             out.push(ChildOutput::Complete);
         } else if self.fetched_at.is_none_or(|at| now.boot.since(at) >= 1_000) {
             self.fetched_at = Some(now.boot);

@@ -66,6 +66,10 @@ impl Source for Orders<'_> {
 impl Children {
     /// No children yet. `complete`: the wishes known here are whole, so that children may delete what is not in them.
     pub fn new(level: Level, clocks: Clocks, complete: bool, started: Boottime) -> Self {
+        let mut orchestrator = Orchestrator::new(level, clocks, started);
+        if !complete {
+            orchestrator.set_fresh();
+        }
         Self {
             level,
             clocks: ParentClocks {
@@ -73,7 +77,7 @@ impl Children {
                 fence_ms: clocks.fence_ms,
             },
             complete,
-            orchestrator: Orchestrator::new(level, clocks, started),
+            orchestrator,
             ends: BTreeMap::new(),
             out: Vec::new(),
         }
@@ -125,6 +129,11 @@ impl Children {
         self.orchestrator.set_wish(assignment);
     }
 
+    /// See [`Orchestrator::raise_epoch`].
+    pub fn raise_epoch(&mut self, instance: InstanceId, floor: u64) {
+        self.orchestrator.raise_epoch(instance, floor);
+    }
+
     /// See [`Orchestrator::remove_wish`].
     pub fn remove_wish(&mut self, instance: InstanceId) {
         self.orchestrator.remove_wish(instance);
@@ -173,7 +182,12 @@ impl Children {
     fn handle(&mut self, child: ChildId, output: ParentOutput, now: Now) {
         match output {
             ParentOutput::Send(frame) => self.out.push(ChildrenOutput::Send(child, frame)),
-            ParentOutput::Opened { .. } => self.out.push(ChildrenOutput::Opened(child)),
+            ParentOutput::Opened { fresh, .. } => {
+                if fresh {
+                    self.orchestrator.renew_orders(child, now);
+                }
+                self.out.push(ChildrenOutput::Opened(child));
+            }
             ParentOutput::Cloned => self.out.push(ChildrenOutput::Cloned(child)),
             ParentOutput::Beat => self.orchestrator.hear_beat(child, now),
             ParentOutput::Profile(profile) => {

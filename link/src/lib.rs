@@ -21,6 +21,9 @@ use roble_proto::wire::frame::Body;
 /// The version of the link's protocol that this build speaks, and the oldest it still understands.
 pub const PROTOCOL: (u32, u32) = (1, 1);
 
+/// A feature in Hello: the child's store is new or was lost, and its epochs with it.
+const FRESH: &str = "fresh";
+
 /// Gives the value of an item of a set that one end writes: the tier knows it, the session only its digest.
 pub trait Source {
     /// The encoded value; `None` if the item is gone by now.

@@ -1,7 +1,7 @@
 //! The upper end of a link, one per child: a cluster towards a node, the root towards a cluster.
 
 use crate::set::SetIndex;
-use crate::{Outbox, PROTOCOL, Source, updates};
+use crate::{FRESH, Outbox, PROTOCOL, Source, updates};
 use roble_core::placement::Profile;
 use roble_core::time::{Boottime, Now};
 use roble_proto::wire::frame::Body;
@@ -17,6 +17,8 @@ pub enum ParentOutput {
     Opened {
         /// The child's software version.
         software: String,
+        /// It knows nothing of what it was ordered before.
+        fresh: bool,
     },
     /// Another living process of the same identity speaks: a cloned key.
     Cloned,
@@ -59,9 +61,15 @@ pub struct ParentEnd {
     open: bool,
     process: Option<u64>,
     former_process: Option<u64>,
+    /// How often the two have taken turns: one late Hello of a process that ended makes two.
+    turns: u32,
     orders: SetIndex,
     changed_orders: BTreeSet<String>,
+    /// Sequence number of the last frame of this session that may change the child's orders.
+    orders_seq: u64,
     status: SetIndex,
+    /// Sequence number of the last profile heard in this session.
+    profile: u64,
     complete: bool,
     fetched_at: Option<Boottime>,
     next_request: u64,
@@ -77,9 +85,12 @@ impl ParentEnd {
             open: false,
             process: None,
             former_process: None,
+            turns: 0,
             orders: SetIndex::default(),
             changed_orders: BTreeSet::new(),
+            orders_seq: 0,
             status: SetIndex::default(),
+            profile: 0,
             complete,
             fetched_at: None,
             next_request: 0,
@@ -137,13 +148,21 @@ impl ParentEnd {
     fn send_items(&mut self, keys: impl IntoIterator<Item = String>, source: &dyn Source, out: &mut Vec<ParentOutput>) {
         let (mut items, mut removed) = (Vec::new(), Vec::new());
         for key in keys {
+            // The index follows what is really sent, or both sides would differ for ever.
             match source.value(SetKind::Orders, &key) {
-                Some(value) => items.push(wire::SetItem { key, value }),
-                None => removed.push(key),
+                Some(value) => {
+                    self.orders.put(&key, &value);
+                    items.push(wire::SetItem { key, value });
+                }
+                None => {
+                    self.orders.remove(&key);
+                    removed.push(key);
+                }
             }
         }
         for body in updates(SetKind::Orders, items, removed) {
             out.push(ParentOutput::Send(self.outbox.frame(body)));
+            self.orders_seq = self.outbox.seq;
         }
     }
 
@@ -176,7 +195,10 @@ impl ParentEnd {
         self.heard = frame.seq;
         match body {
             Body::Beat(beat) => self.hear_beat(&beat, now, &mut out),
-            Body::Profile(profile) => out.push(ParentOutput::Profile(profile.into())),
+            Body::Profile(profile) => {
+                self.profile = self.heard;
+                out.push(ParentOutput::Profile(profile.into()));
+            }
             Body::Update(update) if update.set == i32::from(SetKind::Status) => {
                 for item in update.items {
                     if self.status.put(&item.key, &item.value) {
@@ -199,6 +221,7 @@ impl ParentEnd {
             Body::Fetch(fetch) if fetch.set == i32::from(SetKind::Orders) => match self.orders.answer(&fetch) {
                 Some((buckets, send)) if self.complete => {
                     out.push(ParentOutput::Send(self.outbox.frame(Body::Buckets(buckets))));
+                    self.orders_seq = self.outbox.seq;
                     self.send_items(send, source, &mut out);
                 }
                 Some(_) => {}
@@ -231,14 +254,18 @@ impl ParentEnd {
             // A repeated Hello of the session that stands.
             return;
         }
-        // A process that comes back after another of the same identity had spoken: both are alive.
+        // Processes of the same identity that come back after one another, again and again: both are alive.
         if self.process != Some(hello.process) {
-            if self.former_process == Some(hello.process) {
+            let returns = self.former_process == Some(hello.process);
+            self.turns = if returns { self.turns + 1 } else { 0 };
+            if self.turns >= 3 {
                 out.push(ParentOutput::Cloned);
             }
             self.former_process = self.process.replace(hello.process);
         }
         self.outbox = Outbox { session, seq: 0 };
+        self.orders_seq = 0;
+        self.profile = 0;
         self.heard = seq;
         self.open = true;
         self.fetched_at = None;
@@ -252,6 +279,7 @@ impl ParentEnd {
         };
         out.push(ParentOutput::Opened {
             software: hello.software.clone(),
+            fresh: hello.features.iter().any(|feature| feature == FRESH),
         });
         out.push(ParentOutput::Send(self.outbox.frame(Body::Welcome(welcome))));
     }
@@ -262,6 +290,7 @@ impl ParentEnd {
             number: beat.number,
             orders: self.orders.digest(),
             complete: self.complete,
+            profile: self.profile,
         };
         out.push(ParentOutput::Send(self.outbox.frame(Body::BeatAck(ack))));
         let equal_status = beat.status == self.status.digest();
@@ -273,7 +302,9 @@ impl ParentEnd {
         if equal_status {
             self.fetched_at = None;
         }
-        if equal_status && beat.orders == self.orders.digest() && self.complete && self.changed_orders.is_empty() {
+        // An order on its way is in no digest of the child yet, but it will be: nothing is settled before it was heard.
+        let heard_all = beat.heard >= self.orders_seq && self.changed_orders.is_empty();
+        if equal_status && heard_all && beat.orders == self.orders.digest() && self.complete {
             out.push(ParentOutput::Settled);
         }
     }

@@ -20,6 +20,12 @@ use roble_proto::wire;
 const ORDER: &str = "order";
 /// Kind of record: how an instance ended for good.
 const OUTCOME: &str = "outcome";
+/// Kind of record: the last lease known to be held.
+const LEASE: &str = "lease";
+/// Its only id.
+const LAST: &str = "last";
+/// How old a stored lease may grow while at-most-one instances are here, milliseconds.
+const LEASE_STORE_MS: u64 = 10_000;
 /// Kind of record: the highest version seen of an instance that is gone.
 const FLOOR: &str = "floor";
 
@@ -90,7 +96,20 @@ pub enum Act {
 pub struct NodeTier {
     engine: Engine,
     link: ChildEnd,
-    started: Boottime,
+    /// When the lease was stored last, and how long it held from then. In another boot of the machine it means nothing,
+    /// and nothing runs that it could stop.
+    stored_lease: Option<StoredLease>,
+    /// The transport is up, told to the link once the runtime was listed.
+    is_up: bool,
+}
+
+/// The last lease as stored.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+struct StoredLease {
+    /// `CLOCK_BOOTTIME` of the last acknowledged beat, milliseconds.
+    acked_ms: u64,
+    /// How long it holds from then, milliseconds.
+    fence_ms: u64,
 }
 
 /// What a node says of itself.
@@ -147,11 +166,20 @@ impl NodeTier {
                 engine.restore_floor(instance, version);
             }
         }
+        let stored_lease = records
+            .iter()
+            .find(|record| record.kind == LEASE)
+            .and_then(|record| serde_json::from_slice::<StoredLease>(&record.value).ok())
+            .filter(|lease| lease.acked_ms <= now.boot.as_millis());
+        if !complete {
+            link.set_fresh();
+        }
         link.set_profile(profile(&config));
         let mut tier = Self {
             engine,
             link,
-            started: now.boot,
+            stored_lease,
+            is_up: false,
         };
         let instances: Vec<InstanceId> = tier.engine.instances().collect();
         for instance in instances {
@@ -226,11 +254,7 @@ impl NodeTier {
 
     /// Decides what is due, stores what changed, reports it.
     fn settle(&mut self, now: Now, out: &mut Output<Act>) {
-        let lease = match self.link.acked_at() {
-            Some(acked) if now.boot.since(acked) < self.link.fence_ms() => Lease::Held,
-            None if now.boot.since(self.started) < self.link.fence_ms() => Lease::Unknown,
-            _ => Lease::Lost,
-        };
+        let lease = self.lease(now, out);
         self.engine.set_lease(lease);
         let commands = self.engine.reconcile(now);
         for effect in self.engine.take_effects() {
@@ -242,6 +266,36 @@ impl NodeTier {
         out.acts.extend(commands.into_iter().map(Act::Run));
         let outputs = self.link.flush(&Reports(&self.engine));
         self.handle(outputs, out);
+    }
+
+    /// Whether the cluster's word is fresh enough for at-most-one copies. After a restart of the engine what was stored
+    /// before counts on, so that no number of restarts makes a lease longer.
+    fn lease(&mut self, now: Now, out: &mut Output<Act>) -> Lease {
+        if let Some(acked) = self.link.acked_at() {
+            let fence_ms = self.link.fence_ms();
+            let stored = self.stored_lease.map(|lease| (lease.acked_ms, lease.fence_ms));
+            let is_old = stored.is_none_or(|(at, fence)| {
+                fence != fence_ms || acked.since(Boottime::from_millis(at)) >= LEASE_STORE_MS
+            });
+            if is_old && self.engine.is_fenced() {
+                let lease = StoredLease {
+                    acked_ms: acked.as_millis(),
+                    fence_ms,
+                };
+                self.stored_lease = Some(lease);
+                let value = serde_json::to_vec(&lease).ok();
+                out.writes.extend(value.map(|value| Write::put(LEASE, LAST, value)));
+            }
+            return if now.boot.since(acked) < fence_ms {
+                Lease::Held
+            } else {
+                Lease::Lost
+            };
+        }
+        match self.stored_lease {
+            Some(lease) if now.boot.since(Boottime::from_millis(lease.acked_ms)) < lease.fence_ms => Lease::Unknown,
+            _ => Lease::Lost,
+        }
     }
 
     fn store(&self, instance: InstanceId, out: &mut Output<Act>) {
@@ -270,8 +324,15 @@ impl Tier for NodeTier {
     fn on(&mut self, event: Event, now: Now, rng: &mut dyn RngCore) -> Output<Act> {
         let mut out = Output::default();
         match event {
-            Event::LinkUp => self.link.transport_up(now),
+            Event::LinkUp => {
+                self.is_up = true;
+                // Before the runtime was listed, what is not reported might still run.
+                if self.engine.is_observed() {
+                    self.link.transport_up(now);
+                }
+            }
             Event::LinkDown => {
+                self.is_up = false;
                 let outputs = self.link.transport_down();
                 self.handle(outputs, &mut out);
             }
@@ -282,7 +343,12 @@ impl Tier for NodeTier {
                 }
                 Err(error) => out.acts.push(Act::Violation(error.to_string())),
             },
-            Event::Listed(list) => self.engine.hear_list(&list, now, rng),
+            Event::Listed(list) => {
+                if !self.engine.is_observed() && self.is_up {
+                    self.link.transport_up(now);
+                }
+                self.engine.hear_list(&list, now, rng);
+            }
             Event::Started {
                 instance,
                 version,

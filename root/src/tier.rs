@@ -393,7 +393,7 @@ impl RootTier {
     fn settle(&mut self, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) {
         // A status may let a rollout go on, which places, which changes status: a few rounds at most.
         for _ in 0..8 {
-            self.roll_out();
+            self.roll_out(out);
             let outputs = self.children.settle(now);
             if outputs.is_empty() && self.rollout.is_empty() {
                 break;

@@ -8,6 +8,10 @@ use super::{
 use crate::ports::PortMapping;
 use serde::{Deserialize, Serialize};
 
+/// Longest polite farewell of an at-most-one copy that lost its lease, milliseconds: with [`crate::liveness::Clocks`]' fence
+/// it ends well before the replacement starts.
+const FENCE_GRACE_MS: u64 = 5_000;
+
 /// How an instance ended for good under a version; stored, so that a reboot does not run it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -28,8 +32,10 @@ pub enum SlotState {
     Unknown,
     /// No container.
     Absent,
-    /// The order cannot be taken here.
+    /// The order cannot be taken here now: looked at again when room is made.
     Refused(Reason),
+    /// The runtime refused the order: not tried again before another one comes.
+    Unfit(Reason),
     /// A start is under way.
     Starting(Version),
     /// It runs.
@@ -103,8 +109,13 @@ impl Slot {
             self.reason = None;
             self.last_exit = None;
         }
-        if matches!(self.state, SlotState::BackingOff(_) | SlotState::Refused(_)) {
+        if matches!(self.state, SlotState::Refused(_) | SlotState::Unfit(_)) {
             self.state = SlotState::Absent;
+        }
+        if let SlotState::BackingOff(until) = &mut self.state
+            && new_spec
+        {
+            *until = Boottime::default();
         }
     }
 
@@ -114,7 +125,9 @@ impl Slot {
             SlotState::Starting(_) | SlotState::Stopping | SlotState::StopFailed(..) => return false,
             SlotState::Running { version, .. } => (true, version.clone()),
             SlotState::Ended(_) => return false,
-            SlotState::Unknown | SlotState::Absent | SlotState::Refused(_) | SlotState::BackingOff(_) => {
+            SlotState::BackingOff(_) if matches!(container.state, ObservedState::Ended(_)) => return false,
+            SlotState::Unknown => return self.hear_found(container, now, rng),
+            SlotState::Absent | SlotState::Refused(_) | SlotState::Unfit(_) | SlotState::BackingOff(_) => {
                 (false, container.version.clone())
             }
         };
@@ -136,11 +149,36 @@ impl Slot {
                 self.hear_exit(&version, exit, now, rng)
             }
             ObservedState::Ended(_) => {
-                // Found at start, or left over between two tries: it is removed before the next start.
+                // Left over by a start that failed: it is removed before the next one.
                 self.state = SlotState::Ended(container.version.clone());
                 true
             }
         }
+    }
+
+    /// What the runtime shows when it is listed first: a process that ended while nobody looked has ended now.
+    fn hear_found(&mut self, container: &Observed, now: Now, rng: &mut dyn RngCore) -> bool {
+        let version = container.version.clone();
+        let started_at = match &container.state {
+            ObservedState::Running { started_at } => *started_at,
+            ObservedState::Ended(_) => None,
+        };
+        self.state = match container.state {
+            ObservedState::Ended(None) => SlotState::Ended(version.clone()),
+            _ => SlotState::Running {
+                version: version.clone(),
+                started_at,
+                since: now.boot,
+            },
+        };
+        if let ObservedState::Ended(Some(exit)) = container.state {
+            if self.outcome.is_some() {
+                self.state = SlotState::Ended(version);
+            } else {
+                self.hear_exit(&version, exit, now, rng);
+            }
+        }
+        true
     }
 
     /// The runtime does not show it. Returns whether that was news.
@@ -174,6 +212,10 @@ impl Slot {
         if !matches!(&self.state, SlotState::Starting(starting) if starting == version) {
             return;
         }
+        let is_current = self
+            .order
+            .as_ref()
+            .is_some_and(|order| order.version.generation == version.generation);
         match result {
             Ok(info) => {
                 self.image_digest = info.image_digest;
@@ -185,9 +227,11 @@ impl Slot {
                     since: now.boot,
                 };
             }
+            // Says nothing of the order that came since; what is left of the try is removed first.
+            Err(_) if !is_current => self.state = SlotState::Ended(version.clone()),
             Err(failure) if failure.refuse => {
                 self.accepted = None;
-                self.state = SlotState::Refused(failure.reason);
+                self.state = SlotState::Unfit(failure.reason);
             }
             Err(failure) => {
                 if failure.retryable {
@@ -195,7 +239,8 @@ impl Slot {
                     self.failures = self.failures.saturating_add(1);
                     self.reason = Some(failure.reason);
                 } else {
-                    self.state = SlotState::Absent;
+                    // What is left of the try is removed before another order starts.
+                    self.state = SlotState::Ended(version.clone());
                     self.end(version, false, 255, Some(failure.reason));
                 }
             }
@@ -290,6 +335,7 @@ impl Slot {
         let grace_ms = self.order.as_ref().map_or(10_000, |order| order.spec.stop_grace_ms);
         match &self.state {
             SlotState::Unknown | SlotState::Starting(_) | SlotState::Stopping => return None,
+            SlotState::Unfit(_) if self.order.is_some() => return None,
             SlotState::StopFailed(until, _) if *until > now => return None,
             SlotState::StopFailed(..) => {
                 self.state = SlotState::Stopping;
@@ -340,6 +386,8 @@ impl Slot {
         }
         if has_container {
             self.state = SlotState::Stopping;
+            // Its replacement does not wait for a long farewell.
+            let grace_ms = if held { grace_ms.min(FENCE_GRACE_MS) } else { grace_ms };
             return Some(Command::Stop { instance, grace_ms });
         }
         if fenced && lease != Lease::Held {
@@ -405,7 +453,7 @@ impl Slot {
                 };
                 (phase, ended.and_then(|outcome| outcome.reason.clone()))
             }
-            (SlotState::Refused(reason), _) => (Phase::Refused, Some(reason.clone())),
+            (SlotState::Refused(reason) | SlotState::Unfit(reason), _) => (Phase::Refused, Some(reason.clone())),
             (SlotState::Running { version, .. }, Some(order)) if version.generation == order.version.generation => {
                 (Phase::Running, self.reason.clone())
             }

@@ -6,7 +6,7 @@ use crate::liveness::Standing;
 use crate::placement::{self, Candidate, Explanation, Level, Readiness};
 use crate::ports::Protocol;
 use crate::resources::Resources;
-use crate::spec::Assignment;
+use crate::spec::{Assignment, InstanceSpec};
 use crate::status::Phase;
 use crate::time::{Boottime, Now};
 use std::collections::BTreeSet;
@@ -36,6 +36,8 @@ impl Orchestrator {
                 self.apply(&step);
                 taken.push(step);
                 self.attention.insert(instance);
+            } else if self.holder(instance).is_none() && self.contains(instance) {
+                self.waiting.insert(instance);
             }
         }
         taken
@@ -46,6 +48,11 @@ impl Orchestrator {
         self.entries
             .keys()
             .filter_map(|instance| self.plan_one(*instance, now))
+            .filter(|step| match step {
+                // Why it is nowhere is told anew when it is looked at again; it is no decision.
+                Step::Park(instance, _) => self.entries.get(instance).is_some_and(|entry| entry.pending.is_none()),
+                _ => true,
+            })
             .collect()
     }
 
@@ -60,7 +67,7 @@ impl Orchestrator {
         };
         match &entry.record.placement {
             Some(placement) => self.plan_placed(entry, wish, placement, now),
-            None if self.must_wait(entry, now) => None,
+            None if self.must_wait(entry, instance, now) => None,
             None => Some(self.plan_unplaced(entry, wish)).filter(|step| match step {
                 Step::Park(_, explanation) => entry.pending.as_ref() != Some(explanation),
                 _ => true,
@@ -81,16 +88,19 @@ impl Orchestrator {
         if placement.checked == wish.version.generation {
             return None;
         }
-        // A new generation: does it still fit where it is? Its own reservation does not stand in its way, and a silent
-        // child is not a reason to move.
+        // A new generation: does it still fit where it is? Only what it asks for beyond its own reservation must be free,
+        // and a silent child is not a reason to move.
         let mut candidate = self.candidate(placement.child, wish)?;
         if !matches!(candidate.readiness, Readiness::Refused(_)) {
             candidate.readiness = Readiness::Ready;
         }
-        candidate.reserved = candidate.reserved.minus(&placement.reserved);
+        let growth = InstanceSpec {
+            resources: wish.spec.resources.minus(&placement.reserved),
+            ..(*wish.spec).clone()
+        };
         let others = self.ports_on(placement.child, Some(instance));
         candidate.ports = &others;
-        Some(match placement::assess(self.level, &wish.spec, &candidate) {
+        Some(match placement::assess(self.level, &growth, &candidate) {
             Ok(_) => Step::Keep(instance),
             Err(_) => Step::Withdraw(instance),
         })
@@ -144,18 +154,26 @@ impl Orchestrator {
 
     /// Whether an unplaced instance must wait for a former holder: one that answers confirms soon, and an at-most-one
     /// copy must surely have stopped.
-    fn must_wait(&self, entry: &Entry, now: Now) -> bool {
-        entry.record.leaving.iter().any(|left| {
-            let Some(child) = self.children.get(&left.child) else {
-                return false;
+    fn must_wait(&self, entry: &Entry, instance: InstanceId, now: Now) -> bool {
+        let fence = self.clocks.replace_fenced_ms;
+        let fenced = entry.is_fenced();
+        let unheard_of = self.fresh && fenced && entry.record.epoch == 0;
+        if unheard_of && now.boot.since(self.started) < fence {
+            return true;
+        }
+        let holds_back = |id: &ChildId, fenced: bool| {
+            let Some(child) = self.children.get(id) else {
+                return fenced && self.ghosts.contains_key(id);
             };
             let answers = child.standing == Some(Standing::Ready);
             let silent_since = child.last_beat.unwrap_or(self.started);
-            let fenced = left.fenced || entry.is_fenced();
-            answers
-                || (fenced
-                    && (self.clocks.lost_ms.is_none() || now.boot.since(silent_since) < self.clocks.replace_fenced_ms))
-        })
+            answers || (fenced && (self.clocks.lost_ms.is_none() || now.boot.since(silent_since) < fence))
+        };
+        let mut leaving = entry.record.leaving.iter();
+        // What a child reports it has, whether or not this tier remembers having ordered it.
+        let mut holders = self.children.iter().filter(|(_, child)| child.held.contains(&instance));
+        leaving.any(|left| holds_back(&left.child, left.fenced || fenced))
+            || holders.any(|(child, _)| holds_back(child, fenced))
     }
 
     fn candidate(&self, id: ChildId, wish: &Assignment) -> Option<Candidate<'_>> {
@@ -250,7 +268,7 @@ impl Orchestrator {
                     entry.status = None;
                     let child = placement.child;
                     entry.record.leaving.retain(|left| left.child != child);
-                    if self.children.contains_key(&child) {
+                    if self.children.contains_key(&child) || placement.fenced {
                         entry.record.leaving.push(placement);
                     }
                     self.effects.push(Effect::Record(*instance));
@@ -281,6 +299,9 @@ impl Orchestrator {
             }
             Step::Forget(instance) => {
                 self.entries.remove(instance);
+                for held in self.on_child.values_mut() {
+                    held.remove(instance);
+                }
                 self.waiting.remove(instance);
                 self.effects.push(Effect::Forget(*instance));
                 self.effects.push(Effect::Status(*instance));

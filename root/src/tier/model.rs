@@ -94,6 +94,9 @@ pub struct Service {
     pub replicas: u32,
     /// Specs of generations still in use, the newest among them.
     pub specs: BTreeMap<u64, Arc<InstanceSpec>>,
+    /// Highest epoch of any instance that was removed: a number that comes back goes on from here.
+    #[serde(default)]
+    pub epoch_floor: u64,
     /// To be gone once every instance is.
     pub deleting: bool,
     /// What the descriptor asked for that is not honoured.

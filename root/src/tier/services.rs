@@ -152,6 +152,7 @@ impl RootTier {
                     generation: 1,
                     replicas: spec.replicas,
                     specs: BTreeMap::from([(1, spec.template.clone())]),
+                    epoch_floor: 0,
                     deleting: false,
                     warnings: own,
                     created_at: now.wall,
@@ -379,7 +380,7 @@ impl RootTier {
     }
 
     /// Brings the wishes of the services that need it to what they should be now.
-    pub(super) fn roll_out(&mut self) {
+    pub(super) fn roll_out(&mut self, out: &mut Output<Act>) {
         while let Some(id) = self.rollout.pop_first() {
             let Some(service) = self.services.get(&id) else {
                 continue;
@@ -402,6 +403,7 @@ impl RootTier {
             }
             let newest = Generation(service.generation);
             let replicas = if service.deleting { 0 } else { service.replicas };
+            let mut epoch_floor = service.epoch_floor;
             for change in rollout::plan(replicas, newest, &current) {
                 match change {
                     // A number that is still being removed comes back only once it is gone.
@@ -412,6 +414,7 @@ impl RootTier {
                         };
                         let instance = InstanceId { service: id, number };
                         self.wished.insert(instance, generation.0);
+                        self.children.raise_epoch(instance, service.epoch_floor);
                         let wish = Assignment {
                             instance,
                             version: version(generation.0),
@@ -420,9 +423,19 @@ impl RootTier {
                         self.children.set_wish(wish);
                     }
                     rollout::Change::Remove(number) => {
-                        self.children.remove_wish(InstanceId { service: id, number });
+                        let instance = InstanceId { service: id, number };
+                        let record = self.children.orchestrator().record(instance);
+                        epoch_floor = epoch_floor.max(record.map_or(0, |record| record.epoch));
+                        self.children.remove_wish(instance);
                     }
                 }
+            }
+            if let Some(service) = self.services.get_mut(&id)
+                && service.epoch_floor < epoch_floor
+            {
+                service.epoch_floor = epoch_floor;
+                out.writes
+                    .push(model::put("service", &id, Some(service.organization), service));
             }
         }
     }
