@@ -209,3 +209,27 @@ async fn the_authority_is_renewed_at_the_root() {
     assert_eq!(node.seen.lock().unwrap().sessions, 1);
     assert_eq!(other.seen.lock().unwrap().sessions, 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_known_node_goes_on_and_renews_past_expiry_until_it_is_revoked() {
+    let root = FakeRoot::start().await;
+    let short = Seams {
+        lifetimes: Lifetimes {
+            node: Duration::from_secs(1),
+            ..Lifetimes::default()
+        },
+        ..seams()
+    };
+    let site = Site::join_with(&root, &[], short).await;
+    let token = site.token(&NewToken::default()).await;
+    let key = PrivateKey::generate().unwrap();
+    let joined = node::join(site.api, &token, "pi-1", &key).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    connected(&FakeNode::start(&joined, "pi-1")).await;
+    let dialer = Dialer::new(joined.tls(Protocol::Raw));
+    let api = site.api.to_string();
+    let renewed = roble_daemon::join::renew(&dialer, &api, &key).await.unwrap();
+    assert_ne!(renewed.certificates, joined.grant.certificates);
+    site.change("/v1/nodes/pi-1/revoke").await;
+    assert!(roble_daemon::join::renew(&dialer, &api, &key).await.is_err());
+}
