@@ -1,7 +1,8 @@
 //! Puts the daemon together and runs it.
 
+mod parts;
+
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,31 +12,27 @@ use roble_core::ids::NodeId;
 use roble_core::registry::{Member, MemberState};
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::{Clock, SystemClock, VerifierClock};
-use roble_daemon::files::{self, FileLock};
+use roble_daemon::files::FileLock;
 use roble_daemon::health::Health;
 use roble_daemon::metrics::Metrics;
 use roble_daemon::pki::Lifetimes;
 use roble_daemon::rng::{OsRandomness, Randomness};
-use roble_daemon::serve::{self, Limits, ServeMetrics, Server, bind, bind_unix, serve_unix};
+use roble_daemon::serve::{Limits, ServeMetrics, Server, bind, bind_unix, serve_unix};
 use roble_daemon::shell;
 use roble_daemon::tls::Revocations;
 use roble_link::grpc::{GrpcConfig, GrpcTransport};
-use roble_store::{OpenOptions, Opened};
-use tokio::net::TcpListener;
+use roble_store::OpenOptions;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::api::{self, Api};
-use crate::broker::Broker;
-use crate::broker::embedded::{self, EmbeddedBroker, Listener};
-use crate::broker::mosquitto::{MosquittoBroker, MosquittoConfig};
 use crate::certificates::Certificates;
-use crate::config::{BrokerChoice, DaemonConfig};
+use crate::config::DaemonConfig;
 use crate::doors::Doors;
 use crate::hands::{ClusterHands, node_identity};
 use crate::local::{self, Local};
 use crate::members::Members;
-use crate::membership::{self, JoinError, Membership};
+use crate::membership::Membership;
 use crate::metrics::{BrokerFigures, ClusterMetrics};
 use crate::rate::RateLimit;
 use crate::streams::{NodeStreams, Streams};
@@ -45,8 +42,6 @@ use crate::{nodes, uplink};
 
 /// Events that may wait for the tier.
 const EVENTS: usize = 4_096;
-/// Present from a start with nothing, until the root's orders are known whole.
-const INCOMPLETE: &str = "incomplete";
 
 /// What tests replace.
 #[derive(Clone)]
@@ -101,11 +96,11 @@ impl Daemon {
         let health = Health::new();
         let (store_check, broker_check, identity_check) =
             (health.check("store"), health.check("broker"), health.check("identity"));
-        let membership = membership(&config, &seams, verifier.clone(), &stop).await?;
+        let membership = parts::membership(&config, &seams, verifier.clone(), &stop).await?;
         identity_check.pass();
 
         let opened = roble_store::open(config.backend, &folder.join("store"), &OpenOptions::default()).await?;
-        let complete = is_complete(folder, &opened)?;
+        let complete = parts::is_complete(folder, &opened)?;
         let store = opened.store.clone();
         let records = shell::load(&*store).await.context("read the store")?;
 
@@ -149,7 +144,8 @@ impl Daemon {
             .filter(is_active)
             .map(|member| NodeId(member.id.0));
         let active: Vec<NodeId> = active.collect();
-        let (broker, mqtt) = start_broker(&config, &seams, &certificates, &metrics, &mut tasks, &stop, active).await?;
+        let (broker, mqtt) =
+            parts::start_broker(&config, &seams, &certificates, &metrics, &mut tasks, &stop, active).await?;
         let (node_sender, node_queues) = nodes::queues();
         for member in tier.registry().members() {
             members.put(member);
@@ -250,7 +246,7 @@ impl Daemon {
             stop.clone(),
         )));
         tasks.spawn(done(certificates.keep(broker, seams.renew_every, stop.clone())));
-        let look = watch(folder, complete, counters);
+        let look = parts::watch(folder, complete, counters);
         let token = stop.clone();
         let clock = seams.clock.clone();
         tasks.spawn(async move { Ok(shell::run(tier, event_queue, store, clock, rng, hands, look, token).await?) });
@@ -301,122 +297,4 @@ impl Daemon {
 async fn done(work: impl Future<Output = ()>) -> anyhow::Result<()> {
     work.await;
     Ok(())
-}
-
-/// The stored membership, or a new one.
-async fn membership(
-    config: &DaemonConfig,
-    seams: &Seams,
-    clock: Arc<VerifierClock>,
-    stop: &CancellationToken,
-) -> Result<Membership, JoinError> {
-    let folder = config.state_dir.as_path();
-    if let Some(mut membership) = Membership::load(folder)? {
-        if let Some(root) = config.root.as_ref().filter(|root| **root != membership.root) {
-            tracing::info!(from = membership.root, to = root, "the root's address changed");
-            membership.root.clone_from(root);
-            membership.save(folder)?;
-        }
-        return Ok(membership);
-    }
-    let (Some(root), Some(token)) = (&config.root, &config.join) else {
-        return Err(JoinError::NotJoined);
-    };
-    let mut rng = seams.randomness.generator();
-    membership::join(folder, root, token, &config.name, clock, &mut rng, stop).await
-}
-
-/// Whether the orders in the store are known to be all there are. A store that was lost, or never filled, stays incomplete
-/// over restarts, until the root has given all orders.
-fn is_complete(folder: &Path, opened: &Opened) -> anyhow::Result<bool> {
-    if let Some(damage) = &opened.damage {
-        tracing::error!(
-            damage,
-            "the store was damaged and set aside; orders come again from the root"
-        );
-    }
-    let mark = folder.join(INCOMPLETE);
-    if opened.fresh || opened.set_aside.is_some() {
-        files::write_atomic(&mark, b"the root's orders are not yet known whole\n", 0o600)?;
-        return Ok(false);
-    }
-    Ok(!mark.try_exists()?)
-}
-
-/// Keeps gauges, and forgets the mark once the orders are whole and stored.
-fn watch(folder: &Path, complete: bool, metrics: ClusterMetrics) -> impl FnMut(&ClusterTier) + Send + use<> {
-    let mark = folder.join(INCOMPLETE);
-    let mut marked = !complete;
-    move |tier| {
-        if marked && tier.children().is_complete() {
-            marked = false;
-            match std::fs::remove_file(&mark) {
-                Ok(()) => tracing::info!("the root's orders are known whole"),
-                Err(error) => tracing::warn!(%error, path = %mark.display(), "mark not removed"),
-            }
-        }
-        let members = tier
-            .registry()
-            .members()
-            .filter(|member| member.state != MemberState::Revoked);
-        metrics.members.set(i64::try_from(members.count()).unwrap_or(i64::MAX));
-        let instances = tier.children().orchestrator().instances().count();
-        metrics.instances.set(i64::try_from(instances).unwrap_or(i64::MAX));
-    }
-}
-
-/// The broker that was chosen, listening.
-async fn start_broker(
-    config: &DaemonConfig,
-    seams: &Seams,
-    certificates: &Arc<Certificates>,
-    metrics: &Metrics,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: &CancellationToken,
-    admitted: Vec<NodeId>,
-) -> anyhow::Result<(Arc<dyn Broker>, SocketAddr)> {
-    match &config.broker {
-        BrokerChoice::Embedded => {
-            let socket: TcpListener = bind(config.listen_mqtt).await?;
-            let address = socket.local_addr()?;
-            let serve_metrics = ServeMetrics::default();
-            metrics.register(|registry| serve_metrics.register(registry, "roble_cluster_mqtt"));
-            let broker = EmbeddedBroker::new(embedded::Limits::default());
-            let listener = Listener {
-                socket,
-                tls: certificates.nodes.clone(),
-                cluster: certificates.cluster(),
-                limits: serve::Limits {
-                    connections: config.broker_clients,
-                    connections_per_peer: config.broker_clients,
-                    drain: Duration::from_secs(1),
-                    ..serve::Limits::default()
-                },
-                metrics: serve_metrics,
-            };
-            let (serving, token) = (broker.clone(), stop.clone());
-            tasks.spawn(async move { Ok(serving.listen(listener, token).await?) });
-            Ok((Arc::new(broker), address))
-        }
-        BrokerChoice::Mosquitto { program } => {
-            let own = certificates.own.clone();
-            let broker = MosquittoBroker::start(
-                MosquittoConfig {
-                    program: program.clone(),
-                    folder: config.state_dir.join("mosquitto"),
-                    listen: config.listen_mqtt,
-                    cluster: certificates.cluster(),
-                    credential: certificates.leaf_path(),
-                    authority: certificates.root_path(),
-                    tls: Arc::new(move || Ok(own.config())),
-                    admitted,
-                    clients: config.broker_clients,
-                    backoff: seams.reconnect,
-                },
-                rand::RngCore::next_u64(&mut seams.randomness.generator()),
-            )
-            .await?;
-            Ok((Arc::new(broker), config.listen_mqtt))
-        }
-    }
 }

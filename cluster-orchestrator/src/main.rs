@@ -1,6 +1,7 @@
 //! `roble-cluster`: see the library's documentation. Only wiring here.
 
 use std::io::Write as _;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -12,8 +13,19 @@ use roble_daemon::logs::{self, LogFormat};
 use roble_daemon::shutdown::Shutdown;
 use roble_daemon::{config as settings, notify};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     roble_daemon::install_crypto_provider();
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The whole chain on one line, also where logging has not begun.
+            let _ = writeln!(std::io::stderr(), "roble-cluster: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
     if std::env::args()
         .nth(1)
         .is_some_and(|word| WORDS.contains(&word.as_str()))

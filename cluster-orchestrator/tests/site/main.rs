@@ -1,5 +1,6 @@
 //! The whole daemon in the process, between a root and nodes made for the test; all connections are real.
 
+mod membership;
 mod node;
 mod root;
 
@@ -129,7 +130,9 @@ impl Site {
 
     async fn halt(&mut self) {
         self.stop.cancel();
-        self.daemon.take().unwrap().await.unwrap().unwrap();
+        if let Some(daemon) = self.daemon.take() {
+            daemon.await.unwrap().unwrap();
+        }
     }
 
     /// Starts again at the same ports, without token or root.
@@ -339,145 +342,6 @@ async fn the_same_with_mosquitto() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_waits_for_approval_and_keeps_what_it_was_given() {
-    let root = FakeRoot::start().await;
-    roble_daemon::install_crypto_provider();
-    let folder = tempfile::tempdir().unwrap();
-    let (address, token) = (root.address.to_string(), root.token(true).reveal());
-    let config = settings(folder.path(), &["--root", &address, "--join", &token]);
-    let stop = CancellationToken::new();
-    let starting = tokio::spawn(Daemon::start(config, seams(), stop.clone()));
-    eventually("pending", || (root.pending() == 1).then_some(())).await;
-    assert!(!starting.is_finished());
-    root.approve_all();
-    let daemon = starting.await.unwrap().unwrap();
-    let id = daemon.membership.id;
-    stop.cancel();
-    daemon.run().await.unwrap();
-    // Without root and token.
-    let stop = CancellationToken::new();
-    root.go().await;
-    let again = Daemon::start(settings(folder.path(), &[]), seams(), stop.clone())
-        .await
-        .unwrap();
-    assert_eq!(again.membership.id, id);
-    stop.cancel();
-    again.run().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_says_no_secret_to_a_stranger_and_is_told_what_is_wrong() {
-    let root = FakeRoot::start().await;
-    roble_daemon::install_crypto_provider();
-    let address = root.address.to_string();
-    let start = async |token: &str| {
-        let folder = tempfile::tempdir().unwrap();
-        let config = settings(folder.path(), &["--root", &address, "--join", token]);
-        let result = Daemon::start(config, seams(), CancellationToken::new()).await;
-        (format!("{:#}", result.err().expect("refused")), folder)
-    };
-    let good = root.token(false);
-    let wrong_pin = JoinToken {
-        pin: "0".repeat(64),
-        ..good.clone()
-    };
-    let (error, _) = start(&wrong_pin.reveal()).await;
-    assert!(error.contains("TLS handshake"), "{error}");
-    let wrong_secret = JoinToken {
-        secret: "0".repeat(64),
-        ..good.clone()
-    };
-    let (error, _) = start(&wrong_secret.reveal()).await;
-    assert!(error.contains("token-invalid"), "{error}");
-    // The good token is still unused; then another key tries it.
-    let folder = tempfile::tempdir().unwrap();
-    let config = settings(folder.path(), &["--root", &address, "--join", &good.reveal()]);
-    drop(Daemon::start(config, seams(), CancellationToken::new()).await.unwrap());
-    let (error, _) = start(&good.reveal()).await;
-    assert!(error.contains("token-used"), "{error}");
-    let folder = tempfile::tempdir().unwrap();
-    let error = Daemon::start(settings(folder.path(), &[]), seams(), CancellationToken::new()).await;
-    assert!(error.err().unwrap().to_string().contains("--join"));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_join_only_with_a_right_token_of_this_cluster() {
-    let root = FakeRoot::start().await;
-    let site = Site::join(&root, &[]).await;
-    let token = site.token(&NewToken::default()).await;
-    let key = PrivateKey::generate().unwrap();
-    let code = |result: Result<Joined, JoinError>| match result.err().expect("refused") {
-        JoinError::Refused { body, .. } => body.code,
-        other => other.to_string(),
-    };
-    let wrong_pin = JoinToken {
-        pin: "1".repeat(64),
-        ..token.clone()
-    };
-    assert!(code(node::join(site.api, &wrong_pin, "a", &key).await).contains("connect"));
-    let wrong_secret = JoinToken {
-        secret: "1".repeat(64),
-        ..token.clone()
-    };
-    assert_eq!(
-        code(node::join(site.api, &wrong_secret, "a", &key).await),
-        "token-invalid"
-    );
-    assert_eq!(
-        code(node::join(site.api, &token, "Bad Name", &key).await),
-        "name-invalid"
-    );
-    let first = node::join(site.api, &token, "a", &key).await.unwrap();
-    let again = node::join(site.api, &token, "a", &key).await.unwrap();
-    assert_eq!((first.id, first.grant.link_port), (again.id, site.mqtt.port()));
-    let other = PrivateKey::generate().unwrap();
-    assert_eq!(code(node::join(site.api, &token, "b", &other).await), "token-used");
-    // Renewal needs the certificate, and gives one for the same node.
-    let dialer = Dialer::new(first.tls(Protocol::Raw));
-    let renewed = roble_daemon::join::renew(&dialer, &site.api.to_string(), &key)
-        .await
-        .unwrap();
-    assert_eq!(renewed.id, first.grant.id);
-    assert!(
-        roble_daemon::join::renew(&dialer, &site.api.to_string(), &other)
-            .await
-            .is_err()
-    );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pending_node_gets_nothing_before_it_is_approved() {
-    let root = FakeRoot::start().await;
-    let site = Site::join(&root, &[]).await;
-    root.go().await;
-    let token = site
-        .token(&NewToken {
-            needs_approval: true,
-            ..NewToken::default()
-        })
-        .await;
-    let (api, key) = (site.api, PrivateKey::generate().unwrap());
-    // What the wait inside the common join does not show.
-    let cluster = roble_daemon::pki::Identity::cluster(&token.cluster.unwrap().to_string()).unwrap();
-    let tls = roble_daemon::tls::ClientTls::pinned(cluster, token.pin.parse().unwrap(), node::clock());
-    let dialer = Dialer::new(tls.protocol(Protocol::Raw).build().unwrap());
-    let request = JoinRequest {
-        token: token.id,
-        secret: token.secret.clone(),
-        name: "pi-9".to_owned(),
-        csr: roble_daemon::pki::certificate_request_to_pem(&key.request().unwrap()),
-    };
-    let grant: JoinGrant = roble_daemon::join::post(&dialer, &api.to_string(), "/v1/join", &request)
-        .await
-        .unwrap();
-    assert_eq!((grant.state, grant.certificates.as_str()), (MemberState::Pending, ""));
-    let joining = tokio::spawn(async move { node::join(api, &token, "pi-9", &key).await });
-    site.change("/v1/nodes/pi-9/approve").await;
-    let joined = joining.await.unwrap().unwrap();
-    connected(&FakeNode::start(&joined, "pi-9")).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_site_goes_on_without_the_root_and_over_restarts() {
     let root = FakeRoot::start().await;
     let mut site = Site::join(&root, &[]).await;
@@ -517,31 +381,6 @@ async fn the_site_goes_on_without_the_root_and_over_restarts() {
     })
     .await;
     site.halt().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_node_is_out_and_stays_out() {
-    let root = FakeRoot::start().await;
-    let mut site = Site::join(&root, &[]).await;
-    let (joined, node) = site.node("pi-1").await;
-    let at = std::time::Instant::now();
-    site.change("/v1/nodes/pi-1/revoke").await;
-    eventually("put out", || (!node.seen.lock().unwrap().connected).then_some(())).await;
-    assert!(at.elapsed() < Duration::from_secs(10));
-    site.restart(&[]).await;
-    let downs = node.seen.lock().unwrap().downs;
-    eventually("refused again", || {
-        (node.seen.lock().unwrap().downs > downs + 2).then_some(())
-    })
-    .await;
-    assert!(!node.seen.lock().unwrap().connected);
-    let dialer = Dialer::new(joined.tls(Protocol::Raw));
-    let key = PrivateKey::from_pem(joined.key.as_bytes()).unwrap();
-    assert!(
-        roble_daemon::join::renew(&dialer, &site.api.to_string(), &key)
-            .await
-            .is_err()
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -592,29 +431,6 @@ async fn the_root_makes_tokens_and_a_stream_passes_through() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_are_renewed_in_time_and_connections_stay() {
-    let root = FakeRoot::start().await;
-    let short = Seams {
-        lifetimes: Lifetimes {
-            cluster: Duration::from_secs(6),
-            ..Lifetimes::default()
-        },
-        ..seams()
-    };
-    let site = Site::join_with(&root, &[], short).await;
-    let leaf = site.folder.path().join("state/cluster.pem");
-    let before = std::fs::read(&leaf).unwrap();
-    let (_, node) = site.node("pi-1").await;
-    eventually("a new certificate", || {
-        (std::fs::read(&leaf).unwrap() != before).then_some(())
-    })
-    .await;
-    let (_, other) = site.node("pi-2").await;
-    assert_eq!(node.seen.lock().unwrap().sessions, 1);
-    assert_eq!(other.seen.lock().unwrap().sessions, 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_local_door_shows_health_and_refuses_politely() {
     let root = FakeRoot::start().await;
     let site = Site::join(&root, &[]).await;
@@ -625,4 +441,29 @@ async fn the_local_door_shows_health_and_refuses_politely() {
     assert!(missing.unwrap_err().to_string().contains("unknown-member"));
     let status: Status = site.get("/v1/status").await;
     assert_eq!(status.name, "north");
+}
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_store_deletes_nothing_before_the_root_was_heard() {
+    let root = FakeRoot::start().await;
+    let mut site = Site::join(&root, &[]).await;
+    let mark = site.folder.path().join("state/incomplete");
+    let (_, node) = site.node("pi-1").await;
+    let first = order(0, 1);
+    root.order(first.instance, Some(&first));
+    runs(&root, &first, node.id).await;
+    eventually("orders whole", || (!mark.exists()).then_some(())).await;
+    root.go().await;
+    site.halt().await;
+    let store = site.folder.path().join("state/store/store.redb");
+    let length = std::fs::metadata(&store).unwrap().len();
+    std::fs::write(&store, vec![0x5a; usize::try_from(length).unwrap()]).unwrap();
+    site.restart(&[]).await;
+    assert!(mark.exists());
+    // A write, and another start: what was lost is still known to be lost.
+    site.token(&NewToken::default()).await;
+    site.restart(&[]).await;
+    assert!(mark.exists());
+    assert_eq!(node.seen.lock().unwrap().running.len(), 1);
+    root.come_back().await;
+    eventually("orders whole again", || (!mark.exists()).then_some(())).await;
 }

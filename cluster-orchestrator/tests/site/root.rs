@@ -51,7 +51,7 @@ impl Source for Orders {
 }
 
 /// What the root knows.
-pub struct State_ {
+pub struct Known {
     authority: Authority,
     registry: Registry,
     rng: SmallRng,
@@ -67,7 +67,7 @@ pub struct State_ {
     pub renewals: u32,
 }
 
-impl State_ {
+impl Known {
     fn handle(&mut self, outputs: Vec<ParentOutput>) {
         for output in outputs {
             match output {
@@ -97,7 +97,7 @@ impl State_ {
 /// See the module's text. Clones are the same root.
 #[derive(Clone)]
 pub struct FakeRoot {
-    pub state: Arc<Mutex<State_>>,
+    pub state: Arc<Mutex<Known>>,
     clock: Arc<VerifierClock>,
     pub address: SocketAddr,
     stop: Arc<Mutex<CancellationToken>>,
@@ -106,13 +106,18 @@ pub struct FakeRoot {
 impl FakeRoot {
     /// Listens at a free port.
     pub async fn start() -> Self {
+        Self::start_with(Lifetimes::default()).await
+    }
+
+    /// With other lifetimes of certificates.
+    pub async fn start_with(lifetimes: Lifetimes) -> Self {
         let clock = Arc::new(VerifierClock::volatile(Arc::new(SystemClock)));
         let clocks = ParentClocks {
             beat_ms: 200,
             fence_ms: 30_000,
         };
-        let state = State_ {
-            authority: Authority::create_root(clock.now(), Lifetimes::default()).unwrap(),
+        let state = Known {
+            authority: Authority::create_root(clock.now(), lifetimes).unwrap(),
             registry: Registry::default(),
             rng: SmallRng::seed_from_u64(5),
             orders: Orders::default(),
@@ -352,7 +357,7 @@ impl Link for FakeRoot {
     }
 }
 
-/// A token with something else in it.
+/// Writes the token to a file, as an operator would.
 pub fn reveal_to(folder: &std::path::Path, token: &JoinToken) -> PathBuf {
     let path = folder.join("token");
     std::fs::write(&path, format!("{}\n", token.reveal())).unwrap();
