@@ -27,7 +27,7 @@ pub static SETTINGS: &[Setting] = &[
         Kind::String,
         "address at which published ports of this node are reached; found out if not given",
     ),
-    Setting::new("labels", Kind::List, "KEY=VALUE pairs to place by"),
+    Setting::new("labels", Kind::List, "KEY=VALUE pairs to place by").default(""),
     Setting::new(
         "allocatable.cpu",
         Kind::String,
@@ -63,7 +63,8 @@ pub static SETTINGS: &[Setting] = &[
         "registry.insecure",
         Kind::List,
         "HOST:PORT of registries spoken to without TLS",
-    ),
+    )
+    .default(""),
     Setting::new(
         "registry.credentials",
         Kind::Path,
@@ -210,7 +211,15 @@ fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_table_is_sound() {
+    fn the_table_is_sound_and_no_setting_is_needed() {
         super::SPEC.check().unwrap();
+        let inputs = roble_daemon::config::Inputs::default();
+        let parsed = roble_daemon::config::parse(&super::SPEC, &inputs).unwrap();
+        let roble_daemon::config::Outcome::Run(config) = parsed else {
+            panic!("it runs")
+        };
+        let settings = super::NodeSettings::build(&config).unwrap();
+        assert!(settings.labels.contains_key(super::ARCH));
+        assert!(settings.allocatable().cpu_millis > 0);
     }
 }
