@@ -50,12 +50,13 @@ impl Disk {
 
     /// What a start finds.
     pub fn records(&self) -> Vec<Record> {
-        let record = |((organization, kind, id), value): (&(Option<OrganizationId>, String, String), &Vec<u8>)| Record {
-            organization: *organization,
-            kind: kind.clone(),
-            id: id.clone(),
-            value: value.clone(),
-        };
+        let record =
+            |((organization, kind, id), value): (&(Option<OrganizationId>, String, String), &Vec<u8>)| Record {
+                organization: *organization,
+                kind: kind.clone(),
+                id: id.clone(),
+                value: value.clone(),
+            };
         self.synced.iter().map(record).collect()
     }
 }
