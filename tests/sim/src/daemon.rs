@@ -79,9 +79,9 @@ pub struct Daemon<T> {
     skew_ms: i64,
 }
 
-impl<T> Daemon<T> {
+impl<T> Default for Daemon<T> {
     /// A machine that was booted a while before the run.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             tier: None,
             disk: Disk::default(),
@@ -93,7 +93,9 @@ impl<T> Daemon<T> {
             skew_ms: 0,
         }
     }
+}
 
+impl<T> Daemon<T> {
     /// Its clocks at the virtual instant `at`.
     pub fn now(&self, at: u64) -> Now {
         Now {

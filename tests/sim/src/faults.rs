@@ -98,7 +98,7 @@ impl World {
                 let links = nodes.map(|node| self.link_of(Who::Node(node))).collect();
                 Fault::Partition(links, [true, true], self.rng.random_range(500..80_000))
             }
-            12 if self.plan.seed % 5 == 0 => Fault::LostStore(self.rng.random_range(0..self.clusters.len())),
+            12 if self.plan.seed.is_multiple_of(5) => Fault::LostStore(self.rng.random_range(0..self.clusters.len())),
             _ => Fault::Crash(Who::Node(node), self.rng.random_range(100..8_000)),
         }
     }

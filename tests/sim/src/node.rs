@@ -98,7 +98,7 @@ impl Host {
             if rng.random_bool(0.5) { "edge" } else { "core" }.to_owned(),
         );
         Self {
-            daemon: Daemon::new(),
+            daemon: Daemon::default(),
             cluster,
             id: "000000000000000000000000".parse().expect("an id"),
             key: format!("key-n{index}"),
@@ -328,7 +328,7 @@ impl World {
         }
         let exit = Exit {
             code: if job { 0 } else { 137 },
-            oom_killed: !job && nonce % 2 == 0,
+            oom_killed: !job && nonce.is_multiple_of(2),
         };
         container.state = State::Ended(Some(exit));
         let version = container.version.clone();
