@@ -16,6 +16,7 @@ pub use slot::{Outcome, Slot, SlotState};
 use crate::backoff::Backoff;
 use crate::ids::InstanceId;
 use crate::labels::{ARCH, Labels};
+use crate::planted::{Bug, is_planted};
 use crate::resources::Resources;
 use crate::spec::{Assignment, InstanceSpec, RestartPolicy, WhenCutOff};
 use crate::status::{InstanceStatus, Phase, Reason};
@@ -192,7 +193,8 @@ impl Engine {
     /// An order. Lower versions than ever seen are ignored, equal ones change nothing.
     pub fn order(&mut self, order: Assignment) {
         let instance = order.instance;
-        if self.floors.get(&instance).is_some_and(|floor| order.version < *floor) {
+        let is_old = self.floors.get(&instance).is_some_and(|floor| order.version < *floor);
+        if is_old && !is_planted(Bug::SkipGeneration) {
             return;
         }
         if self
@@ -419,6 +421,9 @@ impl Engine {
     fn admission(&self, instance: InstanceId) -> Option<Reason> {
         let slot = self.slots.get(&instance)?;
         let spec = &slot.order.as_ref()?.spec;
+        if is_planted(Bug::ForgetReservation) {
+            return None;
+        }
         if slot.is_accepted() && slot.size().covers(&spec.resources) {
             return None;
         }

@@ -79,7 +79,11 @@ impl Standing {
 /// nobody before it listened.
 pub fn judge(clocks: &Clocks, last_beat: Option<Boottime>, started: Boottime, now: Boottime) -> Standing {
     let silence = now.since(last_beat.unwrap_or(started));
-    let wait = if last_beat.is_none() { Backoff::RECONNECT.cap_ms } else { 0 };
+    let wait = if last_beat.is_none() {
+        Backoff::RECONNECT.cap_ms
+    } else {
+        0
+    };
     if clocks.lost_ms.is_some_and(|lost| silence >= lost + wait) {
         Standing::Lost
     } else if silence >= clocks.unreachable_ms || last_beat.is_none() {

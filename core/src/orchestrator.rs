@@ -20,6 +20,7 @@ use crate::ids::{ChildId, InstanceId};
 use crate::lifecycle;
 use crate::liveness::{self, Clocks, Standing};
 use crate::placement::{Explanation, Level, Profile};
+use crate::planted::{Bug, is_planted};
 use crate::ports::Protocol;
 use crate::resources::Resources;
 use crate::spec::{Assignment, WhenCutOff};
@@ -187,7 +188,7 @@ impl Orchestrator {
         let instance = assignment.instance;
         let entry = self.entries.entry(instance).or_default();
         match &entry.wish {
-            Some(wish) if assignment.version < wish.version => return,
+            Some(wish) if assignment.version < wish.version && !is_planted(Bug::SkipGeneration) => return,
             Some(wish) if assignment == *wish => return,
             Some(wish) if wish.version.generation != assignment.version.generation => entry.refused.clear(),
             _ => {}
@@ -356,7 +357,7 @@ impl Orchestrator {
         let Some(ordered) = entry.ordered_version(child) else {
             return;
         };
-        if status.version != ordered {
+        if status.version != ordered && !is_planted(Bug::StaleStatus) {
             return;
         }
         let before = entry.status.as_ref().filter(|before| before.version == status.version);
@@ -374,7 +375,10 @@ impl Orchestrator {
             entry.refused.insert(child, (reason, now.boot.plus(REFUSAL_MS)));
             self.attention.insert(instance);
         } else if let (Some(placement), Some(wish)) = (&mut entry.record.placement, &entry.wish)
-            && !matches!(status.phase, Phase::Pending | Phase::Scheduled | Phase::Starting | Phase::Stopping)
+            && !matches!(
+                status.phase,
+                Phase::Pending | Phase::Scheduled | Phase::Starting | Phase::Stopping
+            )
         {
             // The old size is gone from the child, not only told to go: what it had reserved beyond is free again.
             let (reserved, ports) = (wish.spec.resources, host_ports(wish));

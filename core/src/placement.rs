@@ -359,4 +359,4 @@ fn rooms_after(largest: &[Resources], given: &[Resources]) -> Vec<Resources> {
 
 #[cfg(test)]
 #[path = "placement_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -59,18 +59,13 @@ impl JoinToken {
     /// The text that a person copies.
     pub fn reveal(&self) -> String {
         let cluster = self.cluster.map(|cluster| format!("@{cluster}")).unwrap_or_default();
-        format!(
-            "roble1.{}{cluster}.{}.{}.{}",
-            self.kind, self.id, self.secret, self.pin
-        )
+        format!("roble1.{}{cluster}.{}.{}.{}", self.kind, self.id, self.secret, self.pin)
     }
 }
 
 /// Why a text is not a join token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "this is not a join token, which begins with `roble1.` and has five parts; make one with `roble token create`"
-)]
+#[error("this is not a join token, which begins with `roble1.` and has five parts; make one with `roble token create`")]
 pub struct ParseTokenError;
 
 impl FromStr for JoinToken {

@@ -4,6 +4,7 @@ use super::{Effect, Entry, Orchestrator, Placement, host_ports};
 use crate::ids::{ChildId, InstanceId};
 use crate::liveness::Standing;
 use crate::placement::{self, Candidate, Explanation, Level, Readiness};
+use crate::planted::{Bug, is_planted};
 use crate::ports::Protocol;
 use crate::resources::Resources;
 use crate::spec::{Assignment, InstanceSpec};
@@ -62,6 +63,7 @@ impl Orchestrator {
             return match (&entry.record.placement, entry.record.leaving.is_empty()) {
                 (Some(_), _) => Some(Step::Withdraw(instance)),
                 (None, true) => Some(Step::Forget(instance)),
+                (None, false) if is_planted(Bug::ForgetTombstone) => Some(Step::Forget(instance)),
                 (None, false) => None,
             };
         };
@@ -155,6 +157,9 @@ impl Orchestrator {
     /// Whether an unplaced instance must wait for a former holder: one that answers confirms soon, and an at-most-one
     /// copy must surely have stopped.
     fn must_wait(&self, entry: &Entry, instance: InstanceId, now: Now) -> bool {
+        if is_planted(Bug::SkipFence) {
+            return false;
+        }
         let fence = self.clocks.replace_fenced_ms;
         let fenced = entry.is_fenced();
         let unheard_of = self.fresh && fenced && entry.record.epoch == 0;
@@ -191,7 +196,7 @@ impl Orchestrator {
                 .leaving
                 .iter()
                 .chain(&entry.record.placement)
-                .filter(|held| held.child == id)
+                .filter(|held| held.child == id && !is_planted(Bug::ForgetReservation))
             {
                 reserved = reserved.plus(&placement.reserved);
                 if !child.held.contains(instance) {
@@ -314,7 +319,9 @@ impl Orchestrator {
             return;
         };
         let Some(wish) = &entry.wish else { return };
-        entry.record.epoch += 1;
+        if !is_planted(Bug::SkipEpoch) || entry.record.epoch == 0 {
+            entry.record.epoch += 1;
+        }
         // A newer order to the same child replaces the older one there.
         entry.record.leaving.retain(|left| left.child != child);
         entry.record.placement = Some(Placement {

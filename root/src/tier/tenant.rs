@@ -4,6 +4,7 @@
 use super::model::{Application, Service};
 use super::{Refusal, RootTier};
 use roble_core::ids::{InstanceId, OrganizationId, ServiceId};
+use roble_core::planted::{Bug, is_planted};
 
 /// A view of the root limited to one organization.
 #[derive(Clone, Copy)]
@@ -36,7 +37,7 @@ impl<'a> Tenant<'a> {
         self.root
             .services
             .values()
-            .filter(move |service| service.organization == self.organization)
+            .filter(move |service| service.organization == self.organization || is_planted(Bug::DropOrganization))
     }
 
     /// An application by name or id.

@@ -27,9 +27,14 @@ impl World {
         let mut over = Vec::new();
         for child in tier.children().orchestrator().children(now) {
             let offers = &child.profile.offers;
-            let allocatable = offers.iter().fold(Resources::ZERO, |sum, offer| sum.plus(&offer.allocatable));
+            let allocatable = offers
+                .iter()
+                .fold(Resources::ZERO, |sum, offer| sum.plus(&offer.allocatable));
             if !offers.is_empty() && !allocatable.covers(&child.reserved) {
-                over.push(format!("{} reserves {} of {allocatable}", child.profile.name, child.reserved));
+                over.push(format!(
+                    "{} reserves {} of {allocatable}",
+                    child.profile.name, child.reserved
+                ));
             }
         }
         for over in over {
@@ -39,7 +44,9 @@ impl World {
 
     /// The steps a cluster took: no eviction under the brake.
     pub fn watch_steps(&mut self, who: Who, acts: &Acts) {
-        let (Who::Cluster(index), Acts::Cluster(acts)) = (who, acts) else { return };
+        let (Who::Cluster(index), Acts::Cluster(acts)) = (who, acts) else {
+            return;
+        };
         for act in acts {
             if let Act::Note(Note::Step(step)) = act {
                 self.watch_step(index, step);
@@ -53,11 +60,18 @@ impl World {
         let Some(tier) = &host.daemon.tier else { return };
         let orchestrator = tier.children().orchestrator();
         let now = host.daemon.now(self.t);
-        let evicted = orchestrator.record(*instance).and_then(|record| record.leaving.last()).is_some_and(|left| {
-            let lost = orchestrator.child(left.child, now).is_some_and(|child| child.standing == Standing::Lost);
-            let wished = orchestrator.wish(*instance).is_some_and(|wish| wish.version.generation == left.checked);
-            lost && wished
-        });
+        let evicted = orchestrator
+            .record(*instance)
+            .and_then(|record| record.leaving.last())
+            .is_some_and(|left| {
+                let lost = orchestrator
+                    .child(left.child, now)
+                    .is_some_and(|child| child.standing == Standing::Lost);
+                let wished = orchestrator
+                    .wish(*instance)
+                    .is_some_and(|wish| wish.version.generation == left.checked);
+                lost && wished
+            });
         if orchestrator.is_braked() && evicted {
             let detail = format!("c{index} evicts {instance} under the brake");
             self.violate("I22", detail);
@@ -77,7 +91,13 @@ impl World {
         }
         for index in 0..self.nodes.len() {
             let host = &self.nodes[index];
-            if !host.expelled && !host.daemon.tier.as_ref().is_some_and(roble_node::tier::NodeTier::is_connected) {
+            if !host.expelled
+                && !host
+                    .daemon
+                    .tier
+                    .as_ref()
+                    .is_some_and(roble_node::tier::NodeTier::is_connected)
+            {
                 let detail = format!("n{index} is not connected");
                 self.violate("settle", detail);
             }
@@ -85,8 +105,14 @@ impl World {
         let mut instances: Vec<InstanceView> = Vec::new();
         let mut services: Vec<ServiceView> = Vec::new();
         for session in 0..SESSIONS.len() {
-            instances.extend(self.read::<Vec<InstanceView>>(session, Call::Instances(None)).unwrap_or_default());
-            services.extend(self.read::<Vec<ServiceView>>(session, Call::Services(None)).unwrap_or_default());
+            instances.extend(
+                self.read::<Vec<InstanceView>>(session, Call::Instances(None))
+                    .unwrap_or_default(),
+            );
+            services.extend(
+                self.read::<Vec<ServiceView>>(session, Call::Services(None))
+                    .unwrap_or_default(),
+            );
         }
         self.check_promises(&services);
         self.check_instances(&instances, &services);
@@ -127,7 +153,10 @@ impl World {
                 };
                 let again: Option<Applied> = self.read(known.owner, call);
                 let unchanged = again.is_some_and(|applied| {
-                    applied.services.iter().all(|one| one.change == roble_proto::rest::Change::Unchanged)
+                    applied
+                        .services
+                        .iter()
+                        .all(|one| one.change == roble_proto::rest::Change::Unchanged)
                 });
                 if !unchanged {
                     self.violate("I6", format!("applying {name} again changed something"));
@@ -144,13 +173,21 @@ impl World {
     /// I4, I15: every instance wished runs, where the root says it does, or there is no room.
     fn check_instances(&mut self, views: &[InstanceView], services: &[ServiceView]) {
         for service in services {
-            let count = views.iter().filter(|view| view.path.starts_with(&format!("{}.", service.path))).count();
+            let count = views
+                .iter()
+                .filter(|view| view.path.starts_with(&format!("{}.", service.path)))
+                .count();
             if count != service.replicas as usize {
-                self.violate("I4", format!("{}: {count} instances, {} wanted", service.path, service.replicas));
+                self.violate(
+                    "I4",
+                    format!("{}: {count} instances, {} wanted", service.path, service.replicas),
+                );
             }
         }
         for view in views {
-            let Ok(instance) = view.id.parse::<InstanceId>() else { continue };
+            let Ok(instance) = view.id.parse::<InstanceId>() else {
+                continue;
+            };
             let running: Vec<usize> = (0..self.nodes.len())
                 .filter(|index| self.is_counted(*index))
                 .filter(|index| {
@@ -163,7 +200,11 @@ impl World {
                 view.path, view.phase, view.node_name, view.reason
             );
             let root = self.root.tier.as_ref().expect("up");
-            let spec = root.children().orchestrator().wish(instance).map(|wish| wish.spec.clone());
+            let spec = root
+                .children()
+                .orchestrator()
+                .wish(instance)
+                .map(|wish| wish.spec.clone());
             let Some(spec) = spec else {
                 self.violate("I2", detail);
                 continue;
@@ -199,18 +240,29 @@ impl World {
         let Some(root) = &self.root.tier else { return false };
         let member = tier.registry().member(host.id.into());
         if !member.is_some_and(|member| member.state == MemberState::Active && !member.cordoned)
-            || root.registry().member(cluster.id.into()).is_none_or(|member| member.cordoned)
+            || root
+                .registry()
+                .member(cluster.id.into())
+                .is_none_or(|member| member.cordoned)
         {
             return false;
         }
         let constraints = &spec.constraints;
         let legal = constraints.node_selector.first_mismatch(&host.facts.labels).is_none()
-            && constraints.cluster_selector.first_mismatch(&cluster.config.labels).is_none()
-            && constraints.cluster.as_ref().is_none_or(|name| *name == cluster.config.name);
+            && constraints
+                .cluster_selector
+                .first_mismatch(&cluster.config.labels)
+                .is_none()
+            && constraints
+                .cluster
+                .as_ref()
+                .is_none_or(|name| *name == cluster.config.name);
         // What waits for its next try has its place, too.
         let reserved = tier.children().orchestrator().reserved_on(host.id.into());
         let ports = host.containers.values().flat_map(|container| &container.spec.ports);
-        let clash = ports.into_iter().any(|port| spec.ports.iter().any(|own| own.host == port.host));
+        let clash = ports
+            .into_iter()
+            .any(|port| spec.ports.iter().any(|own| own.host == port.host));
         legal && !clash && host.facts.allocatable.minus(&reserved).covers(&spec.resources)
     }
 
@@ -223,7 +275,10 @@ impl World {
             for (instance, container) in &host.containers {
                 copies.entry(*instance).or_default().push(host.name.clone());
                 if !views.iter().any(|view| view.id == instance.to_string()) {
-                    strays.push(format!("{} {instance} {:?} on {}", container.spec.path, container.state, host.name));
+                    strays.push(format!(
+                        "{} {instance} {:?} on {}",
+                        container.spec.path, container.state, host.name
+                    ));
                 }
             }
         }
@@ -242,7 +297,10 @@ impl World {
             Call::Applications(None),
             Call::Services(None),
             Call::Instances(None),
-            Call::Events { after: None, about: None },
+            Call::Events {
+                after: None,
+                about: None,
+            },
         ];
         if let Some(foreign) = foreign {
             calls.push(Call::Services(Some(foreign.id.to_string())));
@@ -288,7 +346,11 @@ impl World {
             }
         };
         if let Some(tier) = &self.root.tier {
-            look("the root".to_owned(), tier.children().orchestrator(), self.root.now(self.t));
+            look(
+                "the root".to_owned(),
+                tier.children().orchestrator(),
+                self.root.now(self.t),
+            );
         }
         for cluster in &self.clusters {
             if let Some(tier) = &cluster.daemon.tier {

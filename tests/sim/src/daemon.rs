@@ -50,12 +50,13 @@ impl Disk {
 
     /// What a start finds.
     pub fn records(&self) -> Vec<Record> {
-        let record = |((organization, kind, id), value): (&(Option<OrganizationId>, String, String), &Vec<u8>)| Record {
-            organization: *organization,
-            kind: kind.clone(),
-            id: id.clone(),
-            value: value.clone(),
-        };
+        let record =
+            |((organization, kind, id), value): (&(Option<OrganizationId>, String, String), &Vec<u8>)| Record {
+                organization: *organization,
+                kind: kind.clone(),
+                id: id.clone(),
+                value: value.clone(),
+            };
         self.synced.iter().map(record).collect()
     }
 }
@@ -78,9 +79,9 @@ pub struct Daemon<T> {
     skew_ms: i64,
 }
 
-impl<T> Daemon<T> {
+impl<T> Default for Daemon<T> {
     /// A machine that was booted a while before the run.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             tier: None,
             disk: Disk::default(),
@@ -92,7 +93,9 @@ impl<T> Daemon<T> {
             skew_ms: 0,
         }
     }
+}
 
+impl<T> Daemon<T> {
     /// Its clocks at the virtual instant `at`.
     pub fn now(&self, at: u64) -> Now {
         Now {

@@ -136,7 +136,11 @@ impl World {
         );
         self.watch(who);
         self.watch_steps(who, &acts);
-        let sync = if writes.is_empty() { 0 } else { self.rng.random_range(1..40) };
+        let sync = if writes.is_empty() {
+            0
+        } else {
+            self.rng.random_range(1..40)
+        };
         let acts_first = self.plan.acts_first;
         let (disk_at, next_tick, due) = match who {
             Who::Root => self.root.take(t, sync, writes, due),
@@ -168,7 +172,8 @@ impl World {
                         }
                         root::Act::Expel(_) => {}
                         root::Act::Happened(event, _) => {
-                            self.log.detail(self.t, || format!("root: {} {}", event.about, event.message));
+                            self.log
+                                .detail(self.t, || format!("root: {} {}", event.about, event.message));
                         }
                         root::Act::Violation(what) => self.violate("protocol", what),
                     }
@@ -230,9 +235,17 @@ impl World {
         self.log.detail(t, || {
             let frame = wire::Frame::decode(bytes.as_slice()).ok().and_then(|frame| frame.body);
             let text = format!("{frame:?}");
-            format!("send {link} {} {}", ["up", "down"][direction], &text[..text.len().min(240)])
+            format!(
+                "send {link} {} {}",
+                ["up", "down"][direction],
+                &text[..text.len().min(240)]
+            )
         });
-        let Some(connection) = (if direction == UP { self.links[link].child } else { self.links[link].parent }) else {
+        let Some(connection) = (if direction == UP {
+            self.links[link].child
+        } else {
+            self.links[link].parent
+        }) else {
             return;
         };
         if self.links[link].blocked[direction] {
@@ -254,16 +267,22 @@ impl World {
         } else if self.links[link].parent.is_none() {
             return;
         }
-        let to = if direction == UP { self.parent_of(link) } else { self.child_of(link) };
-        self.log
-            .line(self.t, format_args!("frame {link} {direction} {:016x}", digest("", &bytes)));
+        let to = if direction == UP {
+            self.parent_of(link)
+        } else {
+            self.child_of(link)
+        };
+        self.log.line(
+            self.t,
+            format_args!("frame {link} {direction} {:016x}", digest("", &bytes)),
+        );
         let input = match (self.child_of(link), direction) {
             (Who::Node(_), DOWN) => Input::Node(Box::new(node::Event::Message(bytes))),
-            (Who::Node(index), _) => {
-                Input::Cluster(Box::new(cluster::Event::NodeMessage(self.nodes[index].id, bytes)))
-            }
+            (Who::Node(index), _) => Input::Cluster(Box::new(cluster::Event::NodeMessage(self.nodes[index].id, bytes))),
             (Who::Cluster(index), direction) => {
-                let Ok(frame) = wire::Frame::decode(bytes.as_slice()) else { return };
+                let Ok(frame) = wire::Frame::decode(bytes.as_slice()) else {
+                    return;
+                };
                 if direction == DOWN {
                     Input::Cluster(Box::new(cluster::Event::UplinkMessage(frame)))
                 } else {

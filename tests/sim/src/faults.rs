@@ -36,7 +36,11 @@ impl World {
         let count = self.rng.random_range(4..=14);
         for _ in 0..count {
             let at = self.rng.random_range(12_000..calm - 5_000);
-            let fault = if self.plan.gentle { self.gentle_fault() } else { self.any_fault() };
+            let fault = if self.plan.gentle {
+                self.gentle_fault()
+            } else {
+                self.any_fault()
+            };
             self.push(at, Ev::Fault(fault));
         }
         self.push(calm, Ev::Fault(Fault::Calm));
@@ -52,7 +56,11 @@ impl World {
             3 => Fault::Partition(vec![cluster], [true, true], self.rng.random_range(100..60_000)),
             4 => Fault::Cut(self.rng.random_range(0..self.links.len())),
             5 => Fault::Jump(self.any_daemon(), self.rng.random_range(-100_000_000..100_000_000)),
-            _ => Fault::Partition(vec![cluster], [self.rng.random(), true], self.rng.random_range(100..60_000)),
+            _ => Fault::Partition(
+                vec![cluster],
+                [self.rng.random(), true],
+                self.rng.random_range(100..60_000),
+            ),
         }
     }
 
@@ -90,7 +98,7 @@ impl World {
                 let links = nodes.map(|node| self.link_of(Who::Node(node))).collect();
                 Fault::Partition(links, [true, true], self.rng.random_range(500..80_000))
             }
-            12 if self.plan.seed % 5 == 0 => Fault::LostStore(self.rng.random_range(0..self.clusters.len())),
+            12 if self.plan.seed.is_multiple_of(5) => Fault::LostStore(self.rng.random_range(0..self.clusters.len())),
             _ => Fault::Crash(Who::Node(node), self.rng.random_range(100..8_000)),
         }
     }

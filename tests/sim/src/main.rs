@@ -33,11 +33,16 @@ fn main() {
         }
         for violation in report.violations.iter().take(3) {
             let at = violation.at as f64 / 1000.0;
-            println!("seed {}: {} at {at}: {}", report.seed, violation.invariant, violation.detail);
+            println!(
+                "seed {}: {} at {at}: {}",
+                report.seed, violation.invariant, violation.detail
+            );
         }
     }
     let elapsed = started.elapsed().as_secs_f64();
-    println!("{count} seeds, {events} events, {acknowledged} acknowledged calls, {failed} seeds with violations {kinds:?}, {elapsed:.1} s");
+    println!(
+        "{count} seeds, {events} events, {acknowledged} acknowledged calls, {failed} seeds with violations {kinds:?}, {elapsed:.1} s"
+    );
     if failed > 0 {
         std::process::exit(1);
     }

@@ -89,10 +89,16 @@ impl Host {
     /// A new machine.
     pub fn new(index: usize, cluster: usize, rng: &mut SmallRng) -> Self {
         let mut labels = Labels::new();
-        labels.insert(ARCH.to_owned(), if rng.random_bool(0.8) { "arm64" } else { "amd64" }.to_owned());
-        labels.insert("zone".to_owned(), if rng.random_bool(0.5) { "edge" } else { "core" }.to_owned());
+        labels.insert(
+            ARCH.to_owned(),
+            if rng.random_bool(0.8) { "arm64" } else { "amd64" }.to_owned(),
+        );
+        labels.insert(
+            "zone".to_owned(),
+            if rng.random_bool(0.5) { "edge" } else { "core" }.to_owned(),
+        );
         Self {
-            daemon: Daemon::new(),
+            daemon: Daemon::default(),
             cluster,
             id: "000000000000000000000000".parse().expect("an id"),
             key: format!("key-n{index}"),
@@ -168,7 +174,10 @@ impl Host {
 
     /// Sum of what its processes may use.
     pub fn used(&self) -> Resources {
-        let running = self.containers.values().filter(|container| container.state == State::Running);
+        let running = self
+            .containers
+            .values()
+            .filter(|container| container.state == State::Running);
         running.fold(Resources::ZERO, |sum, container| sum.plus(&container.spec.resources))
     }
 }
@@ -199,9 +208,17 @@ impl World {
             Command::Stop { instance, grace_ms } => {
                 let takes = self.rng.random_range(20..=grace_ms.clamp(21, 4_000));
                 let ok = calm || self.rng.random_bool(0.97);
-                let nonce = self.nodes[index].containers.get(&instance).map_or(0, |container| container.nonce);
+                let nonce = self.nodes[index]
+                    .containers
+                    .get(&instance)
+                    .map_or(0, |container| container.nonce);
                 let what = OpKind::Stop(ok);
-                let op = Op { instance, nonce, life, what };
+                let op = Op {
+                    instance,
+                    nonce,
+                    life,
+                    what,
+                };
                 self.op(t + takes, index, op);
             }
         }
@@ -226,7 +243,10 @@ impl World {
         };
         host.containers.insert(order.instance, container);
         if let Some(state) = existing {
-            self.violate("I3", format!("n{index} starts {} over a container that is {state:?}", order.instance));
+            self.violate(
+                "I3",
+                format!("n{index} starts {} over a container that is {state:?}", order.instance),
+            );
         }
         let op = Op {
             instance: order.instance,
@@ -256,7 +276,9 @@ impl World {
             }
             OpKind::Start(result) => {
                 let wall = self.nodes[index].daemon.now(self.t).wall;
-                let Some(container) = self.nodes[index].containers.get_mut(&instance) else { return };
+                let Some(container) = self.nodes[index].containers.get_mut(&instance) else {
+                    return;
+                };
                 if container.nonce != op.nonce {
                     return;
                 }
@@ -283,7 +305,11 @@ impl World {
                         })
                     }
                 };
-                let event = Event::Started { instance, version, result };
+                let event = Event::Started {
+                    instance,
+                    version,
+                    result,
+                };
                 self.tell(index, event);
             }
         }
@@ -293,19 +319,29 @@ impl World {
     pub fn exit(&mut self, index: usize, instance: InstanceId, nonce: u64) {
         let t = self.t;
         let calm = t >= self.plan.calm_at;
-        let Some(container) = self.nodes[index].containers.get_mut(&instance) else { return };
+        let Some(container) = self.nodes[index].containers.get_mut(&instance) else {
+            return;
+        };
         let job = container.spec.one_shot;
         if container.nonce != nonce || container.state != State::Running || (calm && !job) {
             return;
         }
         let exit = Exit {
             code: if job { 0 } else { 137 },
-            oom_killed: !job && nonce % 2 == 0,
+            oom_killed: !job && nonce.is_multiple_of(2),
         };
         container.state = State::Ended(Some(exit));
         let version = container.version.clone();
-        self.log.line(t, format_args!("n{index} {instance} exits {}", exit.code));
-        self.tell(index, Event::Exited { instance, version, exit });
+        self.log
+            .line(t, format_args!("n{index} {instance} exits {}", exit.code));
+        self.tell(
+            index,
+            Event::Exited {
+                instance,
+                version,
+                exit,
+            },
+        );
     }
 
     fn tell(&mut self, index: usize, event: Event) {
@@ -317,7 +353,8 @@ impl World {
         let container = self.nodes[index].containers[&instance].clone();
         let (spec, version) = (&container.spec, &container.version);
         let what = format!("{instance} ({}) on n{index} at {version}", spec.path);
-        self.log.line(self.t, format_args!("n{index} {instance} {version} runs"));
+        self.log
+            .line(self.t, format_args!("n{index} {instance} {version} runs"));
         let host = &mut self.nodes[index];
         let highest = host.highest.entry(instance).or_default();
         let fell = (*version < *highest).then(|| format!("{what} after {highest}"));
@@ -355,7 +392,9 @@ impl World {
                 .nodes
                 .iter()
                 .filter(|host| {
-                    host.containers.get(&instance).is_some_and(|container| container.state == State::Running)
+                    host.containers
+                        .get(&instance)
+                        .is_some_and(|container| container.state == State::Running)
                 })
                 .map(|host| host.name.as_str())
                 .collect();

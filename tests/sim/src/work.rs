@@ -160,7 +160,11 @@ pub fn descriptor(name: &str, wanted: &Wanted) -> String {
 impl World {
     /// Plans what the users want in the run.
     pub fn plan_work(&mut self) {
-        let last = if self.plan.gentle { 60_000 } else { self.plan.calm_at + 20_000 };
+        let last = if self.plan.gentle {
+            60_000
+        } else {
+            self.plan.calm_at + 20_000
+        };
         for _ in 0..self.rng.random_range(4..=16) {
             let at = self.rng.random_range(1_000..last);
             let work = match self.rng.random_range(0..20) {
@@ -181,7 +185,11 @@ impl World {
         let owner = usize::from(self.rng.random_bool(0.25));
         let number = self.users.services.len();
         let flaky = !self.plan.gentle && self.rng.random_bool(0.15);
-        let name = format!("{}{}{number}", ["app-", "canary-"][owner], if flaky { "flaky-" } else { "" });
+        let name = format!(
+            "{}{}{number}",
+            ["app-", "canary-"][owner],
+            if flaky { "flaky-" } else { "" }
+        );
         let wanted = Wanted {
             content: 0,
             replicas: self.rng.random_range(1..=4),
@@ -190,8 +198,14 @@ impl World {
             port: self.rng.random_bool(0.2).then(|| self.rng.random_range(8_000..8_003)),
             fenced: !flaky && self.rng.random_bool(0.35),
             job: !flaky && self.rng.random_bool(0.1),
-            zone: self.rng.random_bool(0.2).then(|| ["edge", "core"][self.rng.random_range(0..2)]),
-            cluster: self.rng.random_bool(0.15).then(|| format!("c{}", self.rng.random_range(0..self.clusters.len()))),
+            zone: self
+                .rng
+                .random_bool(0.2)
+                .then(|| ["edge", "core"][self.rng.random_range(0..2)]),
+            cluster: self
+                .rng
+                .random_bool(0.15)
+                .then(|| format!("c{}", self.rng.random_range(0..self.clusters.len()))),
         };
         let known = Known {
             owner,
@@ -239,7 +253,11 @@ impl World {
         }
         match work {
             Work::Apply => {
-                let known = if self.rng.random_bool(0.4) { self.any_service() } else { None };
+                let known = if self.rng.random_bool(0.4) {
+                    self.any_service()
+                } else {
+                    None
+                };
                 let (name, mut wanted) = match known {
                     Some((name, mut wanted)) => {
                         self.change_service(&mut wanted);
@@ -256,7 +274,9 @@ impl World {
                 self.call(name, Some(wanted), call);
             }
             Work::Scale => {
-                let Some((name, mut wanted)) = self.any_service() else { return };
+                let Some((name, mut wanted)) = self.any_service() else {
+                    return;
+                };
                 wanted.replicas = self.rng.random_range(0..=5);
                 let call = Call::Scale {
                     service: format!("{name}/web"),
@@ -276,7 +296,10 @@ impl World {
             }
             Work::Revoke => {
                 let node = self.rng.random_range(0..self.nodes.len());
-                let siblings = self.nodes.iter().filter(|host| host.cluster == self.nodes[node].cluster);
+                let siblings = self
+                    .nodes
+                    .iter()
+                    .filter(|host| host.cluster == self.nodes[node].cluster);
                 if siblings.count() > 1 {
                     self.operate(Call::ChangeNode(self.nodes[node].name.clone(), Change::Revoke));
                 }
@@ -294,7 +317,9 @@ impl World {
     fn call(&mut self, name: String, wanted: Option<Wanted>, call: Call) {
         self.users.calls += 1;
         let number = self.users.calls;
-        let Some(known) = self.users.services.get_mut(&name) else { return };
+        let Some(known) = self.users.services.get_mut(&name) else {
+            return;
+        };
         known.busy = true;
         let caller = Caller::Session(SESSIONS[known.owner].to_owned());
         self.users.pending.insert(number, Pending { name, wanted });
@@ -304,8 +329,12 @@ impl World {
 
     /// An answer reached its user.
     pub fn answered(&mut self, number: u64, answer: Answer) {
-        let Some(pending) = self.users.pending.remove(&number) else { return };
-        let Some(known) = self.users.services.get_mut(&pending.name) else { return };
+        let Some(pending) = self.users.pending.remove(&number) else {
+            return;
+        };
+        let Some(known) = self.users.services.get_mut(&pending.name) else {
+            return;
+        };
         known.busy = false;
         match answer {
             Ok(value) => {

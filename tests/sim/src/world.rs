@@ -183,7 +183,7 @@ impl World {
             log: Log::new(plan.trace),
             queue: BTreeMap::new(),
             sequence: 0,
-            root: Daemon::new(),
+            root: Daemon::default(),
             clusters: Vec::new(),
             nodes: Vec::new(),
             links: Vec::new(),
@@ -206,7 +206,7 @@ impl World {
             let mut labels = Labels::new();
             labels.insert("site".to_owned(), name.clone());
             self.clusters.push(ClusterHost {
-                daemon: Daemon::new(),
+                daemon: Daemon::default(),
                 config: ClusterConfig {
                     id: ClusterId(member.id.0),
                     name,
