@@ -185,6 +185,27 @@ fn an_update_of_the_same_size_stays_on_a_full_cluster() {
     assert!(matches!(orchestrator.reconcile(at(3)).as_slice(), [Step::Keep(_)]));
 }
 
+#[test]
+fn two_replicas_with_the_same_node_port_are_updated_where_they_are() {
+    let ported = |number, generation| {
+        let mut assignment = wish(number, generation, 100, false);
+        let spec = std::sync::Arc::make_mut(&mut assignment.spec);
+        spec.ports = vec!["18080:8080".parse().unwrap()];
+        assignment
+    };
+    let mut root = Orchestrator::new(Level::Clusters, Clocks::CLUSTERS, at(0).boot);
+    let mut cluster = node(0, "a", 1_000, 100);
+    cluster.offers[0].count = 2;
+    cluster.offers[0].largest_free = vec![cluster.offers[0].allocatable; 2];
+    root.add_child(child(0), cluster, false);
+    root.hear_beat(child(0), at(1));
+    root.set_wish(ported(0, 1));
+    root.set_wish(ported(1, 1));
+    assert_eq!(root.reconcile(at(1)).len(), 2);
+    root.set_wish(ported(0, 2));
+    assert!(matches!(root.reconcile(at(2)).as_slice(), [Step::Keep(_)]));
+}
+
 proptest! {
     /// Whatever is heard in any order: planning again changes nothing, no node gives away more than it has, epochs rise
     /// with every placement, and nobody but the holder is ordered to run an instance.
