@@ -89,6 +89,24 @@ fn an_at_most_one_copy_of_a_revoked_child_is_waited_for() {
 }
 
 #[test]
+fn nothing_is_refused_before_every_child_was_heard_or_given_up() {
+    let mut orchestrator = Orchestrator::new(Level::Nodes, Clocks::NODES, at(0).boot);
+    orchestrator.add_child(child(0), node(0, "a", 1_000, 100), false);
+    orchestrator.set_wish(wish(0, 1, 100, false));
+    orchestrator.tick(at(1));
+    orchestrator.reconcile(at(1));
+    assert_eq!(orchestrator.view(instance(0)).unwrap().phase, Phase::Pending);
+    orchestrator.take_effects();
+    orchestrator.tick(at(60_000));
+    orchestrator.reconcile(at(60_000));
+    assert_eq!(orchestrator.view(instance(0)).unwrap().phase, Phase::Refused);
+    assert!(
+        orchestrator.take_effects().contains(&Effect::Status(instance(0))),
+        "and the parent is told"
+    );
+}
+
+#[test]
 fn a_report_that_skips_steps_counts() {
     let mut orchestrator = two_nodes();
     orchestrator.set_wish(wish(0, 1, 100, false));
