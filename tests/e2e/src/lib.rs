@@ -223,6 +223,7 @@ impl Tree {
 
     /// Stops everything; nothing may be left.
     pub fn down(self) {
+        assert!(self.folder.exists());
         self.must(&["dev", "down", "--folder", &self.path("")]);
         let _ = std::fs::remove_file(self.folder.with_extension("json"));
         assert!(!self.folder.exists(), "{} is left", self.folder.display());
@@ -272,6 +273,15 @@ pub fn get(address: &str) -> Option<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
+
+impl Drop for Tree {
+    /// A test that failed stops its tree and keeps its logs.
+    fn drop(&mut self) {
+        if self.folder.exists() {
+            let _ = self.roble(&["dev", "down", "--keep", "--folder", &self.path("")]);
+        }
+    }
 }
 
 /// A process started beside the tree; it ends with this value.
