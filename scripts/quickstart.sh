@@ -19,8 +19,7 @@ PATH=$(cd "$bin" && pwd):$PATH
 export PATH
 
 say "Building the example image from examples/hello"
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --quiet -p hello --target "$(uname -m)-unknown-linux-gnu"
-scripts/build-image.sh docker.io/library/roble-hello:latest "$target/$(uname -m)-unknown-linux-gnu/release/hello" "$target/roble-hello.tar"
+scripts/build-hello.sh
 
 say "Starting a root, a cluster and two nodes: roble dev up"
 roble dev up

@@ -12,6 +12,7 @@ cargo fmt --all --check
 stage "build"
 cargo build --workspace --bins --quiet
 cargo test --workspace --no-run --quiet
+scripts/build-hello.sh
 stage "tests"
 cargo test --workspace -- --test-threads=2
 stage "done"

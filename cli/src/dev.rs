@@ -83,7 +83,9 @@ pub struct Import {
 /// What could not be started, made or removed; the log of the daemon is named.
 pub async fn run_verb(verb: Verb, environment: &Environment, console: &mut Console) -> Result<(), Failure> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::other("`roble dev` makes network namespaces and runs containers: it needs root"));
+        return Err(Failure::other(
+            "`roble dev` makes network namespaces and runs containers: it needs root",
+        ));
     }
     match verb {
         Verb::Up(up) => up_all(&up, environment, console).await?,
@@ -98,7 +100,18 @@ pub async fn run_verb(verb: Verb, environment: &Environment, console: &mut Conso
             let plan = Plan::load(&import.folder)?;
             for node in &plan.nodes {
                 let archive = import.archive.to_string_lossy();
-                run("ctr", &["--address", &plan.containerd_socket(), "-n", &node.containerd_namespace(), "images", "import", &archive])?;
+                run(
+                    "ctr",
+                    &[
+                        "--address",
+                        &plan.containerd_socket(),
+                        "-n",
+                        &node.containerd_namespace(),
+                        "images",
+                        "import",
+                        &archive,
+                    ],
+                )?;
             }
             console.hint(format_args!("imported into {} nodes", plan.nodes.len()));
         }
@@ -117,17 +130,32 @@ async fn up_all(up: &Up, environment: &Environment, console: &mut Console) -> Re
     machine::write_containerd_config(&plan)?;
 
     processes.ensure("containerd", "containerd", &["--config", &plan.file("containerd.toml")])?;
-    wait_for("containerd", START, || run("ctr", &["--address", &plan.containerd_socket(), "version"]).is_ok()).await?;
+    wait_for("containerd", START, || {
+        run("ctr", &["--address", &plan.containerd_socket(), "version"]).is_ok()
+    })
+    .await?;
     console.hint(format_args!("containerd runs"));
 
     let (root, root_state) = (plan.binary("roble-root")?, plan.file("root"));
     processes.ensure(
         "root",
         &root,
-        &["--state-dir", &root_state, "--listen-api", &plan.root_api(), "--listen-link", &plan.root_link(), "--advertise", plan.gateway()],
+        &[
+            "--state-dir",
+            &root_state,
+            "--listen-api",
+            &plan.root_api(),
+            "--listen-link",
+            &plan.root_link(),
+            "--advertise",
+            plan.gateway(),
+        ],
     )?;
     let credential = || run(&root, &["credential", "--state-dir", &root_state]);
-    wait_for("roble-root", START, || std::path::Path::new(&root_state).join("root.sock").exists() && credential().is_ok()).await?;
+    wait_for("roble-root", START, || {
+        std::path::Path::new(&root_state).join("root.sock").exists() && credential().is_ok()
+    })
+    .await?;
     let url = format!("https://{}", plan.root_api());
     log_in_with(&credential()?, &url, environment, console).await?;
     console.hint(format_args!("roble-root serves {url}"));
@@ -136,12 +164,19 @@ async fn up_all(up: &Up, environment: &Environment, console: &mut Console) -> Re
     console.hint(format_args!("roble-cluster `{}` has joined", plan::CLUSTER));
     for node in &plan.nodes {
         start_node(&plan, node, &mut processes).await?;
-        console.hint(format_args!("roble-node `{}` has joined, at {}", node.name, node.address));
+        console.hint(format_args!(
+            "roble-node `{}` has joined, at {}",
+            node.name, node.address
+        ));
     }
     wait_for("nodes to be ready", START, || {
         let list = roble(&["get", "nodes", "-o", "json"]);
-        let nodes = list.and_then(|text| Ok(serde_json::from_str::<serde_json::Value>(&text)?)).unwrap_or_default();
-        let ready = nodes.as_array().map_or(0, |nodes| nodes.iter().filter(|node| node["standing"] == "ready").count());
+        let nodes = list
+            .and_then(|text| Ok(serde_json::from_str::<serde_json::Value>(&text)?))
+            .unwrap_or_default();
+        let ready = nodes.as_array().map_or(0, |nodes| {
+            nodes.iter().filter(|node| node["standing"] == "ready").count()
+        });
         ready >= plan.nodes.len()
     })
     .await?;
@@ -154,18 +189,40 @@ async fn up_all(up: &Up, environment: &Environment, console: &mut Console) -> Re
 async fn log_in_with(text: &str, url: &str, environment: &Environment, console: &mut Console) -> Result<(), Failure> {
     let word_after = |flag: &str| {
         let mut words = text.split_whitespace().skip_while(|word| *word != flag);
-        words.nth(1).map(str::to_owned).ok_or_else(|| anyhow!("`roble-root credential` printed no {flag}"))
+        words
+            .nth(1)
+            .map(str::to_owned)
+            .ok_or_else(|| anyhow!("`roble-root credential` printed no {flag}"))
     };
     let pin = word_after("--pin")?.parse().context("read the pin")?;
-    log_in(url, &word_after("--credential")?, Some(pin), CONTEXT, Duration::from_secs(30), environment, console).await
+    log_in(
+        url,
+        &word_after("--credential")?,
+        Some(pin),
+        CONTEXT,
+        Duration::from_secs(30),
+        environment,
+        console,
+    )
+    .await
 }
 
 async fn start_cluster(plan: &Plan, processes: &mut Processes<'_>) -> anyhow::Result<()> {
     let (binary, state) = (plan.binary("roble-cluster")?, plan.file("cluster"));
     let (mqtt, api, root) = (plan.cluster_mqtt(), plan.cluster_api(), plan.root_api());
     let mut args = vec![
-        "--state-dir", &state, "--root", &root, "--name", plan::CLUSTER, "--listen-mqtt", &mqtt, "--listen-api", &api,
-        "--advertise", plan.gateway(),
+        "--state-dir",
+        &state,
+        "--root",
+        &root,
+        "--name",
+        plan::CLUSTER,
+        "--listen-mqtt",
+        &mqtt,
+        "--listen-api",
+        &api,
+        "--advertise",
+        plan.gateway(),
     ];
     let token;
     if !joined(&["get", "clusters"], plan::CLUSTER) {
@@ -176,7 +233,9 @@ async fn start_cluster(plan: &Plan, processes: &mut Processes<'_>) -> anyhow::Re
     wait_for("roble-cluster to be ready", START, || {
         let list = roble(&["get", "clusters", "-o", "json"]).unwrap_or_default();
         let clusters = serde_json::from_str::<serde_json::Value>(&list).unwrap_or_default();
-        clusters.as_array().is_some_and(|clusters| clusters.iter().any(|cluster| cluster["standing"] == "ready"))
+        clusters
+            .as_array()
+            .is_some_and(|clusters| clusters.iter().any(|cluster| cluster["standing"] == "ready"))
     })
     .await
 }
@@ -190,25 +249,78 @@ async fn start_node(plan: &Plan, node: &plan::Node, processes: &mut Processes<'_
     processes.ensure(
         &name,
         "nsenter",
-        &[&inside, &net, "--state-dir", &net_state, "--socket", &socket, "--endpoint-range", &node.endpoint_range, "--node-name", &node.name],
+        &[
+            &inside,
+            &net,
+            "--state-dir",
+            &net_state,
+            "--socket",
+            &socket,
+            "--endpoint-range",
+            &node.endpoint_range,
+            "--node-name",
+            &node.name,
+        ],
     )?;
     wait_for(&name, START, || std::path::Path::new(&socket).exists()).await?;
 
     let state = plan.file(&format!("{}/engine", node.name));
-    let (cluster, containerd, namespace) = (plan.cluster_api(), plan.containerd_socket(), node.containerd_namespace());
-    let (cgroup, netns, memory) = (node.cgroup(), plan.file(&format!("{}/netns", node.name)), format!("{}MiB", node.memory_mib));
+    let (cluster, containerd, namespace) = (
+        plan.cluster_api(),
+        plan.containerd_socket(),
+        node.containerd_namespace(),
+    );
+    let (cgroup, netns, memory) = (
+        node.cgroup(),
+        plan.file(&format!("{}/netns", node.name)),
+        format!("{}MiB", node.memory_mib),
+    );
     let mut args = vec![
-        inside.as_str(), &engine, "--state-dir", &state, "--cluster", &cluster, "--name", &node.name, "--advertise", &node.address,
-        "--containerd-socket", &containerd, "--containerd-namespace", &namespace, "--cgroup-parent", &cgroup, "--net-socket",
-        &socket, "--netns-dir", &netns, "--allocatable-cpu", &node.cpu, "--allocatable-memory", &memory,
+        inside.as_str(),
+        &engine,
+        "--state-dir",
+        &state,
+        "--cluster",
+        &cluster,
+        "--name",
+        &node.name,
+        "--advertise",
+        &node.address,
+        "--containerd-socket",
+        &containerd,
+        "--containerd-namespace",
+        &namespace,
+        "--cgroup-parent",
+        &cgroup,
+        "--net-socket",
+        &socket,
+        "--netns-dir",
+        &netns,
+        "--allocatable-cpu",
+        &node.cpu,
+        "--allocatable-memory",
+        &memory,
     ];
     let token;
     if !joined(&["get", "nodes"], &node.name) {
-        token = secret(&["token", "create", "node", "--cluster", plan::CLUSTER, "--name", &node.name, "-o", "json"])?;
+        token = secret(&[
+            "token",
+            "create",
+            "node",
+            "--cluster",
+            plan::CLUSTER,
+            "--name",
+            &node.name,
+            "-o",
+            "json",
+        ])?;
         args.extend(["--join", &token]);
     }
     processes.ensure(&node.name, "nsenter", &args)?;
-    wait_for(&format!("{} to join", node.name), START, || joined(&["get", "nodes"], &node.name)).await
+    wait_for(&format!("{} to join", node.name), START, || {
+        joined(&["get", "nodes"], &node.name)
+    })
+    .await
 }
 
 /// Runs this very command under the context of the tree.
@@ -224,7 +336,11 @@ fn joined(list: &[&str], name: &str) -> bool {
     args.extend(["-o", "json"]);
     let text = roble(&args).unwrap_or_default();
     let members = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
-    members.as_array().is_some_and(|members| members.iter().any(|member| member["name"] == name && member["state"] == "active"))
+    members.as_array().is_some_and(|members| {
+        members
+            .iter()
+            .any(|member| member["name"] == name && member["state"] == "active")
+    })
 }
 
 fn secret(args: &[&str]) -> anyhow::Result<String> {
@@ -244,7 +360,12 @@ async fn down_all(down: &Down, environment: &Environment, console: &mut Console)
         }
     };
     let mut processes = Processes::of(&plan);
-    for name in plan.nodes.iter().map(|node| node.name.as_str()).chain(["cluster", "root"]) {
+    for name in plan
+        .nodes
+        .iter()
+        .map(|node| node.name.as_str())
+        .chain(["cluster", "root"])
+    {
         processes.stop(name).await?;
     }
     machine::remove_containers(&plan);

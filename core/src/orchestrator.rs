@@ -338,6 +338,8 @@ impl Orchestrator {
                     .flatten()
                     .map(|id| Effect::Status(*id)),
             );
+            // What found no room may be refused now that all have been heard.
+            self.effects.extend(self.waiting.iter().map(|id| Effect::Status(*id)));
             self.wake_waiting();
         }
     }
@@ -465,7 +467,7 @@ impl Orchestrator {
                 child.standing = Some(standing);
                 self.effects.push(Effect::Child(*id, standing));
                 self.effects.push(Effect::Capacity);
-                for instance in self.on_child.get(id).into_iter().flatten() {
+                for instance in self.on_child.get(id).into_iter().flatten().chain(&self.waiting) {
                     self.effects.push(Effect::Status(*instance));
                 }
             }

@@ -89,6 +89,24 @@ fn an_at_most_one_copy_of_a_revoked_child_is_waited_for() {
 }
 
 #[test]
+fn nothing_is_refused_before_every_child_was_heard_or_given_up() {
+    let mut orchestrator = Orchestrator::new(Level::Nodes, Clocks::NODES, at(0).boot);
+    orchestrator.add_child(child(0), node(0, "a", 1_000, 100), false);
+    orchestrator.set_wish(wish(0, 1, 100, false));
+    orchestrator.tick(at(1));
+    orchestrator.reconcile(at(1));
+    assert_eq!(orchestrator.view(instance(0)).unwrap().phase, Phase::Pending);
+    orchestrator.take_effects();
+    orchestrator.tick(at(60_000));
+    orchestrator.reconcile(at(60_000));
+    assert_eq!(orchestrator.view(instance(0)).unwrap().phase, Phase::Refused);
+    assert!(
+        orchestrator.take_effects().contains(&Effect::Status(instance(0))),
+        "and the parent is told"
+    );
+}
+
+#[test]
 fn a_report_that_skips_steps_counts() {
     let mut orchestrator = two_nodes();
     orchestrator.set_wish(wish(0, 1, 100, false));
@@ -183,6 +201,27 @@ fn an_update_of_the_same_size_stays_on_a_full_cluster() {
     orchestrator.hear_profile(child(0), full);
     orchestrator.set_wish(wish(0, 2, 1_000, false));
     assert!(matches!(orchestrator.reconcile(at(3)).as_slice(), [Step::Keep(_)]));
+}
+
+#[test]
+fn two_replicas_with_the_same_node_port_are_updated_where_they_are() {
+    let ported = |number, generation| {
+        let mut assignment = wish(number, generation, 100, false);
+        let spec = std::sync::Arc::make_mut(&mut assignment.spec);
+        spec.ports = vec!["18080:8080".parse().unwrap()];
+        assignment
+    };
+    let mut root = Orchestrator::new(Level::Clusters, Clocks::CLUSTERS, at(0).boot);
+    let mut cluster = node(0, "a", 1_000, 100);
+    cluster.offers[0].count = 2;
+    cluster.offers[0].largest_free = vec![cluster.offers[0].allocatable; 2];
+    root.add_child(child(0), cluster, false);
+    root.hear_beat(child(0), at(1));
+    root.set_wish(ported(0, 1));
+    root.set_wish(ported(1, 1));
+    assert_eq!(root.reconcile(at(1)).len(), 2);
+    root.set_wish(ported(0, 2));
+    assert!(matches!(root.reconcile(at(2)).as_slice(), [Step::Keep(_)]));
 }
 
 proptest! {

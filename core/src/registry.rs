@@ -294,7 +294,8 @@ impl Registry {
             record.reuse_attempts = record.reuse_attempts.saturating_add(1);
             return Err(RegistryError::Used);
         }
-        if now >= record.expires_at {
+        // Whoever used it in time may ask again later: a person may take a while to approve.
+        if record.used_by.is_none() && now >= record.expires_at {
             return Err(RegistryError::Expired(record.expires_at));
         }
         if let Some(member) = self.members.values().find(|member| member.key_sha256 == key_sha256) {
@@ -437,15 +438,19 @@ impl Registry {
         self.tokens.remove(&id).is_some()
     }
 
-    /// Forgets tokens that ended a day ago. Returns them, to be deleted from the store.
+    /// Forgets tokens that ended a day ago, unless who used one still waits for approval. Returns them, to be deleted from the store.
     pub fn prune(&mut self, now: Timestamp) -> Vec<TokenId> {
         const DAY_MS: u64 = 86_400_000;
         let old = |token: &TokenRecord| token.expires_at.as_millis().saturating_add(DAY_MS) < now.as_millis();
+        let waits = |id: TokenId| {
+            let mut members = self.members.values();
+            members.any(|member| member.token == id && member.state == MemberState::Pending)
+        };
         let pruned: Vec<TokenId> = self
             .tokens
             .values()
-            .filter(|token| old(token))
-            .map(|token| token.id)
+            .filter(|t| old(t) && !waits(t.id))
+            .map(|t| t.id)
             .collect();
         for id in &pruned {
             self.tokens.remove(id);
@@ -509,7 +514,13 @@ mod tests {
         let (mut registry, token, secret, mut rng) = setup(true);
         let member = registry.redeem(token.id, &secret, "k1", "pi", NOW, &mut rng).unwrap();
         assert_eq!(member.state, MemberState::Pending);
+        let late = Timestamp::from_millis(900_000_000);
+        assert!(registry.prune(late).is_empty(), "somebody waits for approval with it");
         assert_eq!(registry.approve(member.id).unwrap().state, MemberState::Active);
+        assert!(
+            registry.redeem(token.id, &secret, "k1", "pi", late, &mut rng).is_ok(),
+            "approved late"
+        );
         let options = TokenOptions {
             ttl_ms: 1_000,
             needs_approval: false,

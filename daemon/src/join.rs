@@ -17,7 +17,10 @@ const ANSWER_BYTES: usize = 256 * 1024;
 /// Time for one try.
 const TRY: Duration = Duration::from_secs(15);
 /// Waits between tries while a person has not approved, or the other side does not answer.
-const WAIT: Backoff = Backoff { base_ms: 1_000, cap_ms: 15_000 };
+const WAIT: Backoff = Backoff {
+    base_ms: 1_000,
+    cap_ms: 15_000,
+};
 
 /// Why an identity could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +79,15 @@ pub async fn post<B: serde::Serialize, A: serde::de::DeserializeOwned>(
     path: &str,
     body: &B,
 ) -> Result<A, JoinError> {
-    let talk = |detail: String| JoinError::Talk { address: address.to_owned(), detail };
+    let talk = |detail: String| JoinError::Talk {
+        address: address.to_owned(),
+        detail,
+    };
     let exchange = async {
-        let stream = dialer
-            .connect(address)
-            .await
-            .map_err(|source| JoinError::Dial { address: address.to_owned(), source })?;
+        let stream = dialer.connect(address).await.map_err(|source| JoinError::Dial {
+            address: address.to_owned(),
+            source,
+        })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| talk(error.to_string()))?;
@@ -92,7 +98,10 @@ pub async fn post<B: serde::Serialize, A: serde::de::DeserializeOwned>(
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| talk(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(|error| talk(error.to_string()))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| talk(error.to_string()))?;
         let status = response.status().as_u16();
         let answer = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
         let answer = answer.map_err(|error| talk(error.to_string()))?.to_bytes();
@@ -103,11 +112,17 @@ pub async fn post<B: serde::Serialize, A: serde::de::DeserializeOwned>(
                 message: format!("HTTP status {status}"),
                 mistakes: Vec::new(),
             });
-            return Err(JoinError::Refused { address: address.to_owned(), status, body });
+            return Err(JoinError::Refused {
+                address: address.to_owned(),
+                status,
+                body,
+            });
         }
         serde_json::from_slice(&answer).map_err(|error| talk(error.to_string()))
     };
-    tokio::time::timeout(TRY, exchange).await.unwrap_or_else(|_| Err(talk("no answer in time".to_owned())))
+    tokio::time::timeout(TRY, exchange)
+        .await
+        .unwrap_or_else(|_| Err(talk("no answer in time".to_owned())))
 }
 
 /// Joins with a token, and waits until a person has approved if that is needed. `dialer` must be pinned to the token's
@@ -153,7 +168,9 @@ pub async fn join(
 /// # Errors
 /// [`JoinError`].
 pub async fn renew(dialer: &Dialer, address: &str, key: &PrivateKey) -> Result<JoinGrant, JoinError> {
-    let request = RenewRequest { csr: certificate_request_to_pem(&key.request()?) };
+    let request = RenewRequest {
+        csr: certificate_request_to_pem(&key.request()?),
+    };
     post(dialer, address, "/v1/renew", &request).await
 }
 

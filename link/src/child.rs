@@ -211,6 +211,10 @@ impl ChildEnd {
                 }
             }
         }
+        if !removed.is_empty() {
+            // The parent waits to hear that both sides agree before it gives the freed place away.
+            self.next_at = Boottime::default();
+        }
         for body in updates(SetKind::Status, items, removed) {
             out.push(ChildOutput::Send(self.outbox.frame(body)));
         }

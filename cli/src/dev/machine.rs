@@ -16,7 +16,10 @@ pub fn make_network(plan: &Plan) -> anyhow::Result<()> {
     if !Path::new("/sys/class/net").join(BRIDGE).exists() {
         run("ip", &["link", "add", BRIDGE, "type", "bridge"])?;
     }
-    run("ip", &["addr", "replace", &format!("{}/24", plan.gateway()), "dev", BRIDGE])?;
+    run(
+        "ip",
+        &["addr", "replace", &format!("{}/24", plan.gateway()), "dev", BRIDGE],
+    )?;
     run("ip", &["link", "set", BRIDGE, "up"])?;
     for node in &plan.nodes {
         let (name, link) = (node.netns_name(), node.link());
@@ -24,7 +27,12 @@ pub fn make_network(plan: &Plan) -> anyhow::Result<()> {
             run("ip", &["netns", "add", &name])?;
         }
         if !Path::new("/sys/class/net").join(&link).exists() {
-            run("ip", &["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
+            run(
+                "ip",
+                &[
+                    "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &name,
+                ],
+            )?;
         }
         run("ip", &["link", "set", &link, "master", BRIDGE, "up"])?;
         let inside = |args: &[&str]| {
@@ -103,7 +111,10 @@ pub async fn kill_shims(plan: &Plan) -> anyhow::Result<()> {
 pub fn remove(plan: &Plan) -> anyhow::Result<()> {
     let folder = format!("{}/", plan.folder.display());
     let mounts = std::fs::read_to_string("/proc/self/mounts").context("read mounts")?;
-    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| path.starts_with(&folder));
+    let below = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|path| path.starts_with(&folder));
     for path in below.collect::<Vec<_>>().into_iter().rev() {
         run("umount", &["--lazy", path])?;
     }
@@ -124,7 +135,11 @@ pub fn remove(plan: &Plan) -> anyhow::Result<()> {
 
 /// Removes the empty control groups of the tree, in every hierarchy.
 fn remove_cgroups() {
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     for root in hierarchies.chain([Path::new("/sys/fs/cgroup").to_owned()]) {
         remove_tree(&root.join("roble-dev"));
     }

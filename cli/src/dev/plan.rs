@@ -80,7 +80,10 @@ impl Plan {
             cpu: format!("{:.2}", cores as f64 / f64::from(nodes)),
             memory_mib,
         };
-        Ok(Self { folder: folder.to_owned(), nodes: (1..=nodes).map(node).collect() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            nodes: (1..=nodes).map(node).collect(),
+        })
     }
 
     /// Reads the plan of a tree.
@@ -121,7 +124,10 @@ impl Plan {
             return Ok(beside.to_string_lossy().into_owned());
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        match std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()) {
+        match std::env::split_paths(&path)
+            .map(|folder| folder.join(name))
+            .find(|file| file.is_file())
+        {
             Some(file) => Ok(file.to_string_lossy().into_owned()),
             None => bail!("{name} is neither beside `roble` nor on the path; `cargo build --workspace` makes it"),
         }

@@ -57,6 +57,11 @@ impl<'a> Processes<'a> {
             .with_context(|| format!("start {program}"))?;
         let pid = i32::try_from(child.id())?;
         let started = start_time(pid).unwrap_or_default();
+        // How it was started, one word a line, for people and tests who start it alone; a used token is no secret.
+        std::fs::write(
+            self.plan.folder.join(format!("{name}.command")),
+            format!("{program}\n{}\n", args.join("\n")),
+        )?;
         std::fs::write(self.pid_file(name), format!("{pid} {started}\n"))?;
         Ok(())
     }
@@ -80,13 +85,25 @@ impl<'a> Processes<'a> {
 
     /// Every daemon of the tree and whether it runs.
     pub fn states(&self) -> Vec<(String, String)> {
-        let nodes = self.plan.nodes.iter().flat_map(|node| [format!("{}-net", node.name), node.name.clone()]);
-        let names = ["containerd", "root", "cluster"].into_iter().map(str::to_owned).chain(nodes);
+        let nodes = self
+            .plan
+            .nodes
+            .iter()
+            .flat_map(|node| [format!("{}-net", node.name), node.name.clone()]);
+        let names = ["containerd", "root", "cluster"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(nodes);
         let state = |name: &str| match self.running(name) {
             Some(pid) => format!("running, process {pid}"),
             None => format!("not running; see {}", self.plan.file(&format!("logs/{name}.log"))),
         };
-        names.map(|name| { let state = state(&name); (name, state) }).collect()
+        names
+            .map(|name| {
+                let state = state(&name);
+                (name, state)
+            })
+            .collect()
     }
 }
 
@@ -95,7 +112,9 @@ fn start_time(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold spaces and brackets: what counts begins after the last bracket.
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    (*fields.first()? != "Z").then(|| fields.get(19).map(|&field| field.to_owned())).flatten()
+    (*fields.first()? != "Z")
+        .then(|| fields.get(19).map(|&field| field.to_owned()))
+        .flatten()
 }
 
 /// Runs a command to its end and gives what it printed.
@@ -106,7 +125,11 @@ pub fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("run {program}; scripts/install-deps.sh installs what is missing"))?;
     if !output.status.success() {
-        bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program} {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

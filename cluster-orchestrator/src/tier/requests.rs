@@ -31,18 +31,18 @@ impl ClusterTier {
                 Ok(instance) => json(&self.children.orchestrator().explain(instance)),
                 Err(error) => Err(failure("invalid", &error.to_string())),
             },
-            What::SetCordon(set) => self.change(&set.child, out, |tier, id| {
+            What::SetCordon(set) => self.change(&set.child, now, out, |tier, id| {
                 let member = tier.registry.set_cordoned(id, set.cordoned)?;
                 tier.children.set_cordoned(id, set.cordoned);
                 Ok(member)
             }),
-            What::ApproveChild(approve) => self.change(&approve.child, out, |tier, id| {
+            What::ApproveChild(approve) => self.change(&approve.child, now, out, |tier, id| {
                 let member = tier.registry.approve(id)?;
                 tier.admit(&member);
                 Ok(member)
             }),
             What::RevokeChild(revoke) => {
-                let answer = self.change(&revoke.child, out, |tier, id| {
+                let answer = self.change(&revoke.child, now, out, |tier, id| {
                     tier.children.remove_child(id);
                     tier.registry.revoke(id)
                 });
@@ -90,6 +90,7 @@ impl ClusterTier {
     fn change(
         &mut self,
         child: &str,
+        now: Now,
         out: &mut Output<Act>,
         change: impl FnOnce(&mut Self, ChildId) -> Result<Member, RegistryError>,
     ) -> Result<Vec<u8>, wire::Failure> {
@@ -98,7 +99,7 @@ impl ClusterTier {
             .map_err(|error| failure("invalid", &error.to_string()))?;
         let member = change(self, id).map_err(|error| failure(error.code(), &error.to_string()))?;
         out.writes.extend(member_write(&member));
-        json(&member)
+        json(&self.node(&member, now))
     }
 
     fn create_token(

@@ -100,7 +100,11 @@ impl Orchestrator {
             resources: wish.spec.resources.minus(&placement.reserved),
             ..(*wish.spec).clone()
         };
-        let others = self.ports_on(placement.child, Some(instance));
+        // Ports are of nodes: a cluster has as many of each as it has nodes, and looks after them itself.
+        let others = match self.level {
+            Level::Clusters => BTreeSet::new(),
+            Level::Nodes => self.ports_on(placement.child, Some(instance)),
+        };
         candidate.ports = &others;
         Some(match placement::assess(self.level, &growth, &candidate) {
             Ok(_) => Step::Keep(instance),

@@ -3,7 +3,7 @@
 use super::{Orchestrator, PlacementRecord};
 use crate::ids::{ChildId, InstanceId};
 use crate::liveness::Standing;
-use crate::placement::{Explanation, LARGEST_FREE, Offer, Profile};
+use crate::placement::{Explanation, LARGEST_FREE, Level, Offer, Profile};
 use crate::resources::Resources;
 use crate::spec::Assignment;
 use crate::status::{InstanceStatus, Phase, Reason};
@@ -115,7 +115,8 @@ impl Orchestrator {
                     (None, None) => Reason::new("new", "accepted, not looked at yet"),
                 });
                 // To the tier above, "no place here" is a refusal: it may know another child.
-                if entry.pending.is_some() && entry.record.leaving.is_empty() {
+                // Not while children are still expected back after a restart of this tier: they may have room.
+                if entry.pending.is_some() && entry.record.leaving.is_empty() && !self.is_listening() {
                     view.phase = Phase::Refused;
                 }
             }
@@ -226,6 +227,12 @@ impl Orchestrator {
         all.sort();
         all.dedup();
         all
+    }
+
+    /// Whether a child has not been heard since the start and is not given up yet.
+    fn is_listening(&self) -> bool {
+        let unheard = |child: &super::Child| child.last_beat.is_none() && child.standing != Some(Standing::Lost);
+        self.level == Level::Nodes && self.children.values().any(unheard)
     }
 
     fn waiting_for(&self, child: ChildId, what: &str) -> Reason {

@@ -39,7 +39,9 @@ pub fn certificate_request_to_pem(der: &[u8]) -> String {
 pub fn certificate_request_from_pem(text: &[u8]) -> Result<Vec<u8>, PkiError> {
     rustls_pki_types::CertificateSigningRequestDer::from_pem_slice(text)
         .map(|request| request.as_ref().to_vec())
-        .map_err(|_| PkiError::BadPem { what: "no certificate request in it" })
+        .map_err(|_| PkiError::BadPem {
+            what: "no certificate request in it",
+        })
 }
 
 /// All certificates in a PEM text, in their order; at least one.

@@ -1,1 +1,295 @@
-//! See docs/ARCHITECTURE.md.
+//! End to end: the real daemons as `roble dev` starts them, each node in a network namespace of its own, real containerd,
+//! real TLS, real MQTT. What runs is read from containerd, never from Roble's own reports.
+//!
+//! One tree at a time per machine: [`Tree::up`] waits for its turn. A failed test keeps the folder and names it.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A tree of one root, one cluster and two nodes.
+pub struct Tree {
+    folder: PathBuf,
+    bin: PathBuf,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// A command's end.
+#[derive(Debug)]
+pub struct Done {
+    /// It ended with 0.
+    pub ok: bool,
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub out: String,
+    /// What it complained about.
+    pub err: String,
+}
+
+impl Tree {
+    /// Starts a tree and imports the hello image.
+    pub fn up(name: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = std::env::current_exe().expect("the test knows its own path");
+        let bin = own
+            .parent()
+            .and_then(Path::parent)
+            .expect("tests lie in target/debug/deps")
+            .to_owned();
+        let folder = PathBuf::from(format!("/tmp/roble-e2e-{name}-{}", std::process::id()));
+        let tree = Self {
+            folder,
+            bin,
+            _turn: turn,
+        };
+        for binary in ["roble", "roble-root", "roble-cluster", "roble-node", "roble-net"] {
+            assert!(
+                tree.bin.join(binary).is_file(),
+                "{binary} is missing: run scripts/test.sh, which builds it"
+            );
+        }
+        tree.start_all();
+        let image = tree.bin.parent().expect("target").join("roble-hello.tar");
+        assert!(
+            image.is_file(),
+            "{} is missing: run scripts/build-hello.sh",
+            image.display()
+        );
+        tree.must(&["dev", "import", "--folder", &tree.path(""), &image.to_string_lossy()]);
+        tree
+    }
+
+    /// Starts whatever does not run.
+    pub fn start_all(&self) {
+        self.must(&["dev", "up", "--folder", &self.path("")]);
+    }
+
+    /// A path in the tree's folder.
+    pub fn path(&self, name: &str) -> String {
+        self.folder
+            .join(name)
+            .to_string_lossy()
+            .trim_end_matches('/')
+            .to_owned()
+    }
+
+    /// Path of one of the built binaries.
+    pub fn binary(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
+    /// Runs `roble`.
+    pub fn roble(&self, args: &[&str]) -> Done {
+        let mut command = Command::new(self.bin.join("roble"));
+        command
+            .args(args)
+            .env("ROBLE_CONFIG", self.folder.with_extension("json"))
+            .stdin(Stdio::null());
+        done(command.output().expect("roble starts"))
+    }
+
+    /// Runs `roble`, which must succeed.
+    pub fn must(&self, args: &[&str]) -> String {
+        let done = self.roble(args);
+        assert!(
+            done.ok,
+            "roble {}: {} (logs in {})",
+            args.join(" "),
+            done.err,
+            self.folder.display()
+        );
+        done.out
+    }
+
+    /// Runs `roble` with JSON output, which must succeed.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.extend(["-o", "json"]);
+        serde_json::from_str(&self.must(&all)).expect("roble prints JSON")
+    }
+
+    /// Applies a descriptor.
+    pub fn apply(&self, text: &str) -> Done {
+        let file = self.path("descriptor.yaml");
+        std::fs::write(&file, text).expect("the folder is writable");
+        self.roble(&["apply", "-f", &file])
+    }
+
+    /// The running processes of all containers, by `service id.number`, as containerd of each node sees them.
+    pub fn containers(&self) -> BTreeMap<String, (String, u32)> {
+        let mut all = BTreeMap::new();
+        for node in ["n1", "n2"] {
+            for line in self.ctr(node, &["tasks", "ls"]).lines().skip(1) {
+                let mut words = line.split_whitespace();
+                if let (Some(id), Some(pid), Some("RUNNING")) = (words.next(), words.next(), words.next()) {
+                    let before = all.insert(id.to_owned(), (node.to_owned(), pid.parse().expect("a process id")));
+                    assert!(before.is_none(), "two copies of {id} run");
+                }
+            }
+        }
+        all
+    }
+
+    /// The running containers of one node: id and process.
+    pub fn containers_of(&self, node: &str) -> BTreeMap<String, u32> {
+        let listed = self.ctr(node, &["tasks", "ls"]);
+        let words = listed
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        words
+            .filter(|w| w.get(2) == Some(&"RUNNING"))
+            .map(|w| (w[0].to_owned(), w[1].parse().unwrap_or(0)))
+            .collect()
+    }
+
+    /// Runs `ctr` in a node's containerd namespace; an unreachable containerd gives nothing.
+    pub fn ctr(&self, node: &str, args: &[&str]) -> String {
+        let socket = self.path("containerd/containerd.sock");
+        let namespace = format!("roble-dev-{node}");
+        let output = Command::new("ctr")
+            .args(["--address", &socket, "-n", &namespace])
+            .args(args)
+            .output();
+        String::from_utf8_lossy(&output.expect("ctr is installed by scripts/install-deps.sh").stdout).into_owned()
+    }
+
+    /// The recorded process of a daemon: `root`, `cluster`, `n1`, `n1-net`, `containerd`, ...
+    pub fn pid(&self, daemon: &str) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.path(&format!("{daemon}.pid"))).ok()?;
+        Some(Pid::from_raw(text.split(' ').next()?.parse().ok()?))
+    }
+
+    /// Kills a daemon with -9 and waits until it is gone.
+    pub fn kill(&self, daemon: &str) {
+        let pid = self.pid(daemon).expect("it was started");
+        let _ = kill(pid, Signal::SIGKILL);
+        let status = format!("/proc/{pid}/stat");
+        let dead = || std::fs::read_to_string(&status).map_or(true, |stat| stat.contains(") Z "));
+        wait_for(&format!("{daemon} to die"), 10, dead);
+    }
+
+    /// Kills a daemon and starts it again with the same arguments, and nothing else.
+    pub fn restart_alone(&self, daemon: &str) -> Loose {
+        self.kill(daemon);
+        self.start_alone(daemon)
+    }
+
+    /// Starts a daemon of a node as it was started last, and nothing else.
+    pub fn start_alone(&self, daemon: &str) -> Loose {
+        let commands = std::fs::read_to_string(self.path(&format!("{daemon}.command"))).expect("it was started");
+        let mut args = commands.lines();
+        let mut command = Command::new(args.next().expect("a program"));
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Loose(command.spawn().expect("it starts"))
+    }
+
+    /// Starts one more node engine, in no namespace of its own.
+    pub fn spawn_node(&self, token: &str, name: &str) -> Loose {
+        let state = self.path(name);
+        let mut command = Command::new(self.binary("roble-node"));
+        command.args([
+            "--state-dir",
+            &state,
+            "--cluster",
+            "10.99.77.1:10100",
+            "--name",
+            name,
+            "--join",
+            token,
+        ]);
+        command.args([
+            "--containerd-socket",
+            &self.path("containerd/containerd.sock"),
+            "--containerd-namespace",
+            name,
+        ]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Loose(command.spawn().expect("it starts"))
+    }
+
+    /// Stops everything; nothing may be left.
+    pub fn down(self) {
+        assert!(self.folder.exists());
+        self.must(&["dev", "down", "--folder", &self.path("")]);
+        let _ = std::fs::remove_file(self.folder.with_extension("json"));
+        assert!(!self.folder.exists(), "{} is left", self.folder.display());
+    }
+}
+
+fn done(output: Output) -> Done {
+    Done {
+        ok: output.status.success(),
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs a program of the machine and gives what it printed.
+pub fn command(program: &str, args: &[&str]) -> Done {
+    done(
+        Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap_or_else(|e| panic!("{program}: {e}")),
+    )
+}
+
+/// Waits until `condition` holds; fails after so many seconds.
+pub fn wait_for(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(
+            started.elapsed() < Duration::from_secs(seconds),
+            "{what}: not within {seconds} s"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The body of `GET /` of an HTTP server, if it answers.
+pub fn get(address: &str) -> Option<String> {
+    let address = address.parse().expect("an address and a port");
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        .ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
+
+impl Drop for Tree {
+    /// A test that failed stops its tree and keeps its logs.
+    fn drop(&mut self) {
+        if self.folder.exists() {
+            let _ = self.roble(&["dev", "down", "--keep", "--folder", &self.path("")]);
+        }
+    }
+}
+
+/// A process started beside the tree; it ends with this value.
+pub struct Loose(std::process::Child);
+
+impl Drop for Loose {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -222,7 +222,8 @@ impl World {
                 // A start that failed again and again before the calm may wait for minutes; one that cannot succeed is final.
                 (Phase::BackingOff | Phase::Failed, [])
                     if view.reason.as_ref().is_some_and(|reason| reason.code == "bad-luck") => {}
-                (Phase::Pending, []) => {
+                // What finds no room is offered to a cluster every half minute, and looks scheduled until it is refused.
+                (Phase::Pending | Phase::Scheduled, []) => {
                     if let Some(node) = (0..self.nodes.len()).find(|index| self.has_room(*index, &spec)) {
                         self.violate("I4", format!("{detail}, but n{node} has room"));
                     }

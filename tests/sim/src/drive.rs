@@ -139,7 +139,7 @@ impl World {
         let sync = if writes.is_empty() {
             0
         } else {
-            self.rng.random_range(1..40)
+            self.rng.random_range(1..self.plan.sync_ms)
         };
         let acts_first = self.plan.acts_first;
         let (disk_at, next_tick, due) = match who {

@@ -43,6 +43,8 @@ pub struct Plan {
     pub end_at: u64,
     /// Print the trace.
     pub trace: bool,
+    /// Longest time a write takes to be durable, milliseconds.
+    pub sync_ms: u64,
     /// Acts are performed before their writes are durable: a planted bug.
     pub acts_first: bool,
 }
@@ -71,6 +73,7 @@ impl Plan {
             calm_at: 170_000,
             end_at: 330_000,
             trace,
+            sync_ms: 40,
             acts_first: false,
         }
     }

@@ -10,15 +10,29 @@ use roble_sim::world::Plan;
 /// Seeds tried for each bug.
 const SEEDS: u64 = 300;
 
+/// Finds a seed that sees the bug and is clean without it.
 fn is_caught(bug: Option<Bug>, acts_first: bool) {
-    plant(bug);
-    let found = (0..SEEDS).find_map(|seed| {
+    let violation = |seed: u64, bug: Option<Bug>, acts_first: bool| {
+        plant(bug);
         let mut plan = Plan::of(seed, false);
         plan.acts_first = acts_first;
-        let first = run_plan(plan).violations.into_iter().next()?;
-        Some((seed, first))
+        if bug.is_none() {
+            // A slow disk, so that crashes meet writes that are under way.
+            plan.sync_ms = 1_500;
+        }
+        let first = run_plan(plan).violations.into_iter().next();
+        plant(None);
+        first
+    };
+    let found = (0..SEEDS).find_map(|seed| {
+        let first = violation(seed, bug, acts_first)?;
+        let clean = if bug.is_none() {
+            violation(seed, None, false)
+        } else {
+            roble_sim::run(seed).violations.pop()
+        };
+        clean.is_none().then_some((seed, first))
     });
-    plant(None);
     let (seed, first) = found.expect("no seed sees the bug");
     println!("{bug:?} caught by seed {seed}: {} {}", first.invariant, first.detail);
 }
