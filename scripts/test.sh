@@ -15,4 +15,7 @@ cargo test --workspace --no-run --quiet
 scripts/build-hello.sh
 stage "tests"
 cargo test --workspace -- --test-threads=2
+stage "planted bugs: each must be caught"
+cargo test -p roble-core --features planted-bugs --lib
+cargo test -p roble-sim --features planted-bugs --test planted
 stage "done"

@@ -281,7 +281,7 @@ fn join_token(text: &str) -> Result<JoinToken, ConfigError> {
     };
     let token: JoinToken = text.trim().parse().map_err(|error| wrong("join", format!("{error}")))?;
     if token.kind != TokenKind::Cluster {
-        let what = "this token lets a node join; make one with `roble token create --kind cluster`";
+        let what = "this token lets a node join; make one with `roble token create cluster`";
         return Err(wrong("join", what));
     }
     Ok(token)

@@ -350,6 +350,8 @@ impl Registry {
     pub fn approve(&mut self, id: ChildId) -> Result<Member, RegistryError> {
         self.change(id, |member| {
             member.state = MemberState::Active;
+            // A clone was cordoned without being asked; a cordon of a person stays.
+            member.cordoned &= !member.cloned;
             member.cloned = false;
         })
     }

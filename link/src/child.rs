@@ -290,6 +290,8 @@ impl ChildEnd {
                 self.hellos = 0;
                 if welcome.beat_ms > 0 {
                     self.clocks.beat_ms = u64::from(welcome.beat_ms);
+                    // Silence is measured against the beats that are asked for: two may be lost.
+                    self.clocks.silence_ms = self.clocks.silence_ms.max(self.clocks.beat_ms * 5 / 2);
                 }
                 if welcome.fence_ms > 0 {
                     self.fence_ms = u64::from(welcome.fence_ms);

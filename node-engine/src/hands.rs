@@ -12,7 +12,6 @@ use roble_core::engine::{Command, Exit, Observed, ObservedState, StartFailure, S
 use roble_core::ids::InstanceId;
 use roble_core::spec::Assignment;
 use roble_core::status::Reason;
-use roble_daemon::health::Check;
 use roble_daemon::shell::Hands;
 use roble_link::transport::Transport;
 use std::path::PathBuf;
@@ -31,8 +30,6 @@ pub struct NodeHands {
     pub outbox: mpsc::Sender<Bytes>,
     /// Dials streams to the cluster.
     pub streams: Arc<StreamDialer>,
-    /// Whether the session with the cluster stands.
-    pub uplink: Check,
 }
 
 /// What an operation needs.
@@ -244,11 +241,9 @@ impl Hands<Act> for NodeHands {
                 tokio::spawn(async move { dialer.send_logs(stream, instance, request, &*runtime).await });
             }
             Act::Connected(true) => {
-                self.uplink.pass();
                 tracing::info!("cluster answers");
             }
             Act::Connected(false) => {
-                self.uplink.fail("the cluster does not answer; what runs goes on");
                 tracing::warn!("cluster does not answer; what runs goes on");
             }
             Act::Violation(what) => tracing::warn!(what, "message not understood"),

@@ -111,18 +111,15 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     let (outbox, queue) = mpsc::channel(512);
     let health = Health::new();
     let metrics = Metrics::new();
-    let (runtime_check, _uplink) = (health.check("runtime"), ());
+    let runtime_check = health.check("runtime");
     let streams = Arc::new(StreamDialer {
         address: identity.api.clone(),
         dialer: identity.streams.clone(),
     });
-    // The uplink is shown, but a node without it is doing its work: it is not unready.
-    let uplink = Health::new().check("uplink");
     let hands = NodeHands {
         worker: worker.clone(),
         outbox,
         streams,
-        uplink,
     };
 
     tokio::spawn(forward(queue, transport.clone()));

@@ -442,7 +442,7 @@ pub struct JoinGrant {
     pub certificates: String,
     /// The root authority's certificate (PEM).
     pub authority: String,
-    /// Addresses of the link: `host:port`, empty if it is the host that was asked.
+    /// Port of the link on the host that was asked.
     #[serde(default)]
     pub link_port: u16,
 }

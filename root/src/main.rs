@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use roble_daemon::clock::SystemClock;
 use roble_daemon::config::{self, Config, Inputs, Outcome};
 use roble_daemon::logs::{self, LogFormat};
+use roble_daemon::notify;
 use roble_daemon::shutdown::Shutdown;
 use roble_root::config::{SPEC, Settings};
 use roble_root::{daemon, local};
@@ -54,7 +55,9 @@ async fn serve(settings: Settings, shutdown: &Shutdown) -> anyhow::Result<()> {
     if let Some(invitation) = &root.invitation {
         print(&invitation.to_string())?;
     }
+    notify::ready();
     Box::pin(shutdown.run(root.finished())).await??;
+    notify::stopping();
     tracing::info!("root stopped");
     Ok(())
 }

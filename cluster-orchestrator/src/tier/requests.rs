@@ -39,6 +39,7 @@ impl ClusterTier {
             What::ApproveChild(approve) => self.change(&approve.child, now, out, |tier, id| {
                 let member = tier.registry.approve(id)?;
                 tier.admit(&member);
+                tier.children.set_cordoned(id, member.cordoned);
                 Ok(member)
             }),
             What::RevokeChild(revoke) => {

@@ -53,7 +53,10 @@ impl RootTier {
         };
         let member = changed.map_err(|error| refuse(&error))?;
         match change {
-            Change::Approve => self.admit(&member),
+            Change::Approve => {
+                self.admit(&member);
+                self.children.set_cordoned(id, member.cordoned);
+            }
             Change::Revoke => {
                 self.children.remove_child(id);
                 out.acts.push(Act::Expel(ClusterId(id.0)));
@@ -448,6 +451,7 @@ impl RootTier {
                 Some(Ok(serde_json::Value::Array(all)))
             }
             GatherKind::FindNode(reference, change) => {
+                let silent = gather.parts.iter().find_map(|(_, part)| part.as_ref().err().cloned());
                 for (cluster, part) in gather.parts {
                     let Ok(json) = part else { continue };
                     let nodes: Vec<NodeView> = serde_json::from_slice(&json).unwrap_or_default();
@@ -465,7 +469,9 @@ impl RootTier {
                         return self.gather(gather.call, &[cluster], &what, GatherKind::One, now);
                     }
                 }
-                Some(Err(super::tenant::not_found("node", &reference, "roble get nodes")))
+                // A cluster that did not answer may be the one that has it.
+                let missing = || super::tenant::not_found("node", &reference, "roble get nodes");
+                Some(Err(silent.map_or_else(missing, refuse_failure)))
             }
             GatherKind::Explain(mut explained) => {
                 match gather.parts.into_iter().next() {
