@@ -46,6 +46,9 @@ pub struct Up {
     /// How many nodes.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub nodes: u32,
+    /// Who carries the nodes' messages: `embedded`, or `mosquitto` (installed beside). As at the first `dev up`, if it is up.
+    #[arg(long, default_value = "embedded", value_parser = ["embedded", "mosquitto"])]
+    pub broker: String,
 }
 
 /// Flags of `dev down`.
@@ -122,7 +125,7 @@ pub async fn run_verb(verb: Verb, environment: &Environment, console: &mut Conso
 async fn up_all(up: &Up, environment: &Environment, console: &mut Console) -> Result<(), Failure> {
     let plan = match Plan::load(&up.folder) {
         Ok(plan) => plan,
-        Err(_) => Plan::make(&up.folder, up.nodes)?,
+        Err(_) => Plan::make(&up.folder, up.nodes, &up.broker)?,
     };
     plan.save()?;
     let mut processes = Processes::of(&plan);
@@ -223,6 +226,8 @@ async fn start_cluster(plan: &Plan, processes: &mut Processes<'_>) -> anyhow::Re
         &api,
         "--advertise",
         plan.gateway(),
+        "--broker",
+        &plan.broker,
     ];
     let token;
     if !joined(&["get", "clusters"], plan::CLUSTER) {

@@ -56,6 +56,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// The nodes.
     pub nodes: Vec<Node>,
+    /// Who carries the nodes' messages.
+    pub broker: String,
 }
 
 impl Plan {
@@ -63,7 +65,7 @@ impl Plan {
     ///
     /// # Errors
     /// The memory cannot be read.
-    pub fn make(folder: &Path, nodes: u32) -> anyhow::Result<Self> {
+    pub fn make(folder: &Path, nodes: u32, broker: &str) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
         let kib: u64 = text
             .lines()
@@ -83,6 +85,7 @@ impl Plan {
         Ok(Self {
             folder: folder.to_owned(),
             nodes: (1..=nodes).map(node).collect(),
+            broker: broker.to_owned(),
         })
     }
 

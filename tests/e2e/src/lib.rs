@@ -38,6 +38,11 @@ pub struct Done {
 impl Tree {
     /// Starts a tree and imports the hello image.
     pub fn up(name: &str) -> Self {
+        Self::up_on(name, "embedded")
+    }
+
+    /// The same with this broker.
+    pub fn up_on(name: &str, broker: &str) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let own = std::env::current_exe().expect("the test knows its own path");
         let bin = own
@@ -57,7 +62,7 @@ impl Tree {
                 "{binary} is missing: run scripts/test.sh, which builds it"
             );
         }
-        tree.start_all();
+        tree.must(&["dev", "up", "--broker", broker, "--folder", &tree.path("")]);
         let image = tree.bin.parent().expect("target").join("roble-hello.tar");
         assert!(
             image.is_file(),

@@ -81,10 +81,10 @@ fn a_service_runs_answers_scales_is_replaced_and_goes_and_down_leaves_nothing() 
     // A changed descriptor replaces one by one: never both away at the same time.
     assert!(tree.apply(&hello("second", 2)).ok);
     wait_for("both replicas to be replaced", 60, || {
-        assert!(
-            PORTS.iter().any(|port| get(port).is_some()),
-            "one replica answers at every moment"
-        );
+        // A process that runs may need a moment to listen; health probes are a later issue.
+        wait_for("one replica to answer at every moment", 3, || {
+            PORTS.iter().any(|port| get(port).is_some())
+        });
         both_answer("second")
     });
 
@@ -298,6 +298,24 @@ fn with_root_and_cluster_away_nodes_go_on_and_start_from_cold() {
         Some(place),
         "the other node's container was never touched"
     );
+    tree.down();
+}
+
+#[test]
+fn a_tree_on_mosquitto_runs_survives_and_goes() {
+    let tree = Tree::up_on("mosquitto", "mosquitto");
+    assert!(tree.apply(&plain("steady", 2, 0)).ok);
+    tree.must(&["wait", "steady/work", "--for", "running", "--timeout", "60s"]);
+    let before = tree.containers();
+    assert_eq!(before.len(), 2);
+    tree.kill("cluster");
+    tree.start_all();
+    wait_for("both to be known as running again", 60, || {
+        phases(&tree).values().filter(|phase| *phase == "running").count() == 2
+    });
+    assert_eq!(tree.containers(), before, "nothing was restarted");
+    tree.must(&["delete", "app", "steady", "--wait"]);
+    wait_for("every container to go", 30, || tree.containers().is_empty());
     tree.down();
 }
 

@@ -157,11 +157,7 @@ impl Shared {
             stderr: log,
             ..CreateTaskRequest::default()
         };
-        let task = self.client.tasks().create(self.client.request(request)).await;
-        let pid = task
-            .map_err(|status| self.create_error(instance, "create task", &status))?
-            .into_inner()
-            .pid;
+        let pid = self.create_task(instance, request).await?;
         folder.mark_started()?;
         let request = StartRequest {
             container_id: instance.to_string(),
@@ -222,6 +218,26 @@ impl Shared {
             snapshot_key: order.instance.to_string(),
             ..Container::default()
         }
+    }
+
+    /// Creates the task. A creation that an earlier process of ours had asked for may have come to its end only after that
+    /// process had died and its record had been removed: what it left is ended first.
+    async fn create_task(&self, instance: InstanceId, request: CreateTaskRequest) -> Result<u32, RuntimeError> {
+        let first = self.client.tasks().create(self.client.request(request.clone())).await;
+        let created = match first {
+            Err(status) if status.code() == tonic::Code::AlreadyExists => {
+                self.stop(instance, TaskStatus::Created, SIGKILL, Duration::ZERO)
+                    .await?;
+                let id = instance.to_string();
+                let delete = self.client.request(DeleteTaskRequest { container_id: id });
+                optional(self.client.tasks().delete(delete).await)
+                    .map_err(|status| self.remove_error(instance, "task", status))?;
+                self.client.tasks().create(self.client.request(request)).await
+            }
+            other => other,
+        };
+        let created = created.map_err(|status| self.create_error(instance, "create task", &status))?;
+        Ok(created.into_inner().pid)
     }
 
     async fn prepare_snapshot(&self, instance: InstanceId, parent: &str) -> Result<Vec<Mount>, RuntimeError> {
