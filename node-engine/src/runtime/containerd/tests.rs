@@ -450,3 +450,34 @@ async fn images_come_from_a_registry() {
         info.digest
     );
 }
+
+/// Found by killing engines at random: containerd ended a creation only after the next engine had removed its record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_without_a_record_does_not_stand_in_the_way() {
+    let containerd = Containerd::start();
+    let runtime = containerd.open();
+    let order = suite::order(&runtime, script("trap 'exit 0' TERM; sleep 1000 & wait")).await;
+    let stray = runtime.ensure_running(&order).await.expect("run").pid;
+    let client = &runtime.shared.client;
+    let id = order.instance.to_string();
+    let request = client.request(containerd_client::services::v1::DeleteContainerRequest { id });
+    client
+        .containers()
+        .delete(request)
+        .await
+        .expect("the record alone is removed");
+
+    runtime
+        .ensure_gone(order.instance, Duration::ZERO)
+        .await
+        .expect("nothing of it is known");
+    let started = runtime.ensure_running(&order).await.expect("it starts all the same");
+    assert_ne!(started.pid, stray);
+    wait_for("the stray process to be gone", || {
+        let alive = std::path::Path::new(&format!("/proc/{stray}/root")).exists();
+        async move { (!alive).then_some(()) }
+    })
+    .await;
+    runtime.ensure_gone(order.instance, Duration::ZERO).await.expect("gone");
+    assert_eq!(containerd.ctr(&["tasks", "list", "-q"]), "");
+}
