@@ -18,6 +18,7 @@ mod lease;
 mod logs;
 mod pull;
 mod spec;
+mod stray;
 mod user;
 mod watch;
 

@@ -15,11 +15,19 @@ use std::time::{Duration, Instant};
 
 static TURN: Mutex<()> = Mutex::new(());
 
+/// The right to have the machine's only tree.
+pub type Turn = MutexGuard<'static, ()>;
+
+/// Waits for the turn.
+pub fn turn() -> Turn {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A tree of one root, one cluster and two nodes.
 pub struct Tree {
     folder: PathBuf,
     bin: PathBuf,
-    _turn: MutexGuard<'static, ()>,
+    turn: Option<Turn>,
 }
 
 /// A command's end.
@@ -38,12 +46,11 @@ pub struct Done {
 impl Tree {
     /// Starts a tree and imports the hello image.
     pub fn up(name: &str) -> Self {
-        Self::up_on(name, "embedded")
+        Self::up_on(turn(), name, "embedded")
     }
 
     /// The same with this broker.
-    pub fn up_on(name: &str, broker: &str) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn up_on(turn: Turn, name: &str, broker: &str) -> Self {
         let own = std::env::current_exe().expect("the test knows its own path");
         let bin = own
             .parent()
@@ -54,7 +61,7 @@ impl Tree {
         let tree = Self {
             folder,
             bin,
-            _turn: turn,
+            turn: Some(turn),
         };
         for binary in ["roble", "roble-root", "roble-cluster", "roble-node", "roble-net"] {
             assert!(
@@ -226,12 +233,13 @@ impl Tree {
         Loose(command.spawn().expect("it starts"))
     }
 
-    /// Stops everything; nothing may be left.
-    pub fn down(self) {
+    /// Stops everything; nothing may be left. Gives the turn back, to whoever wants to look before the next tree.
+    pub fn down(mut self) -> Option<Turn> {
         assert!(self.folder.exists());
         self.must(&["dev", "down", "--folder", &self.path("")]);
         let _ = std::fs::remove_file(self.folder.with_extension("json"));
         assert!(!self.folder.exists(), "{} is left", self.folder.display());
+        self.turn.take()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tree as its users see it: deploy, answer, scale, replace, logs, delete; daemons killed; parents away; nodes lost.
 
-use roble_e2e::{Tree, command, get, wait_for};
+use roble_e2e::{Tree, command, get, turn, wait_for};
 use std::collections::BTreeMap;
 
 const PORTS: [&str; 2] = ["10.99.77.2:18080", "10.99.77.3:18080"];
@@ -55,8 +55,9 @@ fn traces() -> String {
 
 #[test]
 fn a_service_runs_answers_scales_is_replaced_and_goes_and_down_leaves_nothing() {
+    let turn = turn();
     let before = traces();
-    let tree = Tree::up("life");
+    let tree = Tree::up_on(turn, "life", "embedded");
 
     let applied = tree.apply(&hello("first", 2));
     assert!(applied.ok, "{}", applied.err);
@@ -105,7 +106,7 @@ fn a_service_runs_answers_scales_is_replaced_and_goes_and_down_leaves_nothing() 
     wait_for("every container to go", 30, || tree.containers().is_empty());
     assert_eq!(tree.json(&["get", "services"]).as_array().map(Vec::len), Some(0));
 
-    tree.down();
+    let _turn = tree.down();
     let lines = |text: &str| {
         text.lines()
             .map(str::to_owned)
@@ -204,7 +205,7 @@ fn daemons_killed_at_random_lose_nothing_and_restart_nothing() {
     tree.must(&["delete", "app", "changing", "--wait"]);
     tree.must(&["delete", "app", "steady", "--wait"]);
     wait_for("every container to go", 30, || tree.containers().is_empty());
-    tree.down();
+    drop(tree.down());
 }
 
 #[test]
@@ -230,7 +231,7 @@ fn containerd_killed_and_containers_killed_are_mended() {
             .flatten()
             .any(|one| one["restarts"] == 1 && one["exit_code"] == 137)
     });
-    tree.down();
+    drop(tree.down());
 }
 
 #[test]
@@ -256,7 +257,7 @@ fn a_node_cut_off_is_replaced_and_its_surplus_stops_when_it_returns() {
     for (id, pid) in on_n2 {
         assert_eq!(after.get(&id), Some(&pid), "a healthy container was restarted");
     }
-    tree.down();
+    drop(tree.down());
 }
 
 #[test]
@@ -298,12 +299,12 @@ fn with_root_and_cluster_away_nodes_go_on_and_start_from_cold() {
         Some(place),
         "the other node's container was never touched"
     );
-    tree.down();
+    drop(tree.down());
 }
 
 #[test]
 fn a_tree_on_mosquitto_runs_survives_and_goes() {
-    let tree = Tree::up_on("mosquitto", "mosquitto");
+    let tree = Tree::up_on(turn(), "mosquitto", "mosquitto");
     assert!(tree.apply(&plain("steady", 2, 0)).ok);
     tree.must(&["wait", "steady/work", "--for", "running", "--timeout", "60s"]);
     let before = tree.containers();
@@ -316,7 +317,7 @@ fn a_tree_on_mosquitto_runs_survives_and_goes() {
     assert_eq!(tree.containers(), before, "nothing was restarted");
     tree.must(&["delete", "app", "steady", "--wait"]);
     wait_for("every container to go", 30, || tree.containers().is_empty());
-    tree.down();
+    drop(tree.down());
 }
 
 #[test]
@@ -402,5 +403,5 @@ fn only_who_has_a_valid_token_joins_and_the_revoked_are_put_out() {
             .flatten()
             .any(|node| node["name"] == "n1" && node["state"] == "revoked")
     });
-    tree.down();
+    drop(tree.down());
 }

@@ -30,6 +30,9 @@ use tonic::Status;
 /// How long the kernel may take to end a process that was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Name of the OCI runtime's shim.
+pub(super) const RUNTIME: &str = "io.containerd.runc.v2";
+
 const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
 
@@ -210,7 +213,7 @@ impl Shared {
             labels: super::labels::of(order, stop.and_then(|name| signal_number(&name)).unwrap_or(SIGTERM)),
             image: image.reference.clone(),
             runtime: Some(RuntimeName {
-                name: "io.containerd.runc.v2".to_owned(),
+                name: RUNTIME.to_owned(),
                 options: None,
             }),
             spec: Some(any(spec)),
@@ -286,6 +289,9 @@ impl Shared {
     ) -> Result<(), RuntimeError> {
         let id = instance.to_string();
         let record = self.get_container(&id).await?;
+        if record.is_none() {
+            self.adopt_stray(instance).await?;
+        }
         if let Some(task) = self.get_task(&id).await? {
             let signal = record
                 .as_ref()

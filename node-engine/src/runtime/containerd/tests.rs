@@ -459,18 +459,17 @@ async fn a_task_without_a_record_does_not_stand_in_the_way() {
     let order = suite::order(&runtime, script("trap 'exit 0' TERM; sleep 1000 & wait")).await;
     let stray = runtime.ensure_running(&order).await.expect("run").pid;
     let client = &runtime.shared.client;
-    let id = order.instance.to_string();
-    let request = client.request(containerd_client::services::v1::DeleteContainerRequest { id });
-    client
-        .containers()
-        .delete(request)
-        .await
-        .expect("the record alone is removed");
+    let forget = || async {
+        let id = order.instance.to_string();
+        let request = client.request(containerd_client::services::v1::DeleteContainerRequest { id });
+        let deleted = client.containers().delete(request).await;
+        deleted.expect("the record alone is removed");
+    };
+    forget().await;
+    let listed = runtime.list().await.expect("list");
+    assert_eq!(listed.len(), 1, "it is shown, so that the engine removes it");
+    assert_eq!(listed[0].state, ContainerState::Created);
 
-    runtime
-        .ensure_gone(order.instance, Duration::ZERO)
-        .await
-        .expect("nothing of it is known");
     let started = runtime.ensure_running(&order).await.expect("it starts all the same");
     assert_ne!(started.pid, stray);
     wait_for("the stray process to be gone", || {
@@ -478,6 +477,11 @@ async fn a_task_without_a_record_does_not_stand_in_the_way() {
         async move { (!alive).then_some(()) }
     })
     .await;
-    runtime.ensure_gone(order.instance, Duration::ZERO).await.expect("gone");
+
+    // And if the instance is not wanted any more, it goes with it.
+    forget().await;
+    let gone = runtime.ensure_gone(order.instance, Duration::ZERO).await;
+    gone.expect("gone");
     assert_eq!(containerd.ctr(&["tasks", "list", "-q"]), "");
+    assert_eq!(containerd.ctr(&["containers", "list", "-q"]), "");
 }

@@ -67,7 +67,7 @@ impl Shared {
             .list(self.client.request(ListTasksRequest::default()))
             .await;
         let tasks = tasks.map_err(error)?.into_inner().tasks;
-        let tasks: HashMap<_, _> = tasks.into_iter().map(|task| (task.id.clone(), task)).collect();
+        let mut tasks: HashMap<_, _> = tasks.into_iter().map(|task| (task.id.clone(), task)).collect();
         let request = self.client.request(ListContainersRequest::default());
         let records = self
             .client
@@ -83,12 +83,13 @@ impl Shared {
                 tracing::debug!(container = record.id, "container is not ours");
                 continue;
             };
-            let state = self.state_of(instance, &record, tasks.get(&record.id));
+            let state = self.state_of(instance, &record, tasks.remove(&record.id).as_ref());
             if let ContainerState::Running(started) = &state {
                 self.watch(instance, labels::version(&record.labels), started.pid);
             }
             found.extend(labels::entry(&record.id, &record.labels, state));
         }
+        found.extend(tasks.values().filter_map(super::stray::entry));
         found.sort_by_key(|entry| entry.instance);
         Ok(found)
     }
