@@ -9,6 +9,12 @@ began=$(date +%s)
 
 stage "format"
 cargo fmt --all --check
+stage "dependencies: bans, licences, sources"
+if command -v cargo-deny >/dev/null; then
+    cargo deny --log-level error check bans licenses sources
+else
+    echo "SKIPPED: cargo-deny is not installed; docs/testing.md says how" >&2
+fi
 stage "build"
 cargo build --workspace --bins --quiet
 cargo test --workspace --no-run --quiet

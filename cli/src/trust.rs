@@ -9,11 +9,9 @@ use crate::failure::Failure;
 use anyhow::Context as _;
 use roble_daemon::clock::{SystemClock, VerifierClock};
 use roble_daemon::pki::{Identity, Pin};
-use roble_daemon::tls::{ClientTls, Protocol};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use std::sync::{Arc, Mutex};
+use roble_daemon::tls::{ClientTls, Probe, Protocol, with_pin};
+use rustls_pki_types::CertificateDer;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// `https://host:port` from what a person types: the scheme and port 10000 may be left out.
@@ -79,18 +77,10 @@ pub struct Authority {
 /// # Errors
 /// [`Failure::Unreachable`]; [`Failure::Refused`] if the pin is not in the chain.
 pub async fn probe(url: &str, pin: Option<Pin>, timeout: Duration) -> Result<Authority, Failure> {
-    let seen = Arc::new(Capture::default());
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .context("set up TLS")?
-        .dangerous()
-        // Takes any chain, but refuses the handshake after noting it: nothing can be sent over this connection.
-        .with_custom_certificate_verifier(seen.clone())
-        .with_no_client_auth();
-    config.resumption = rustls::client::Resumption::disabled();
-    let client = crate::api::https::client(config, timeout)?;
+    let probe = Probe::new().context("set up TLS")?;
+    let client = crate::api::https::client(probe.config(), timeout)?;
     let refused = client.head(url).send().await;
-    let chain = std::mem::take(&mut *seen.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    let chain = probe.into_chain();
     if chain.is_empty() {
         return match refused {
             Err(error) => Err(crate::api::https::unreachable(url, &error)),
@@ -101,27 +91,19 @@ pub async fn probe(url: &str, pin: Option<Pin>, timeout: Duration) -> Result<Aut
 }
 
 fn authority_of(chain: &[CertificateDer<'static>], pin: Option<Pin>, url: &str) -> Result<Authority, Failure> {
-    let pins: Vec<Pin> = chain
-        .iter()
-        .map(Pin::of_certificate)
-        .collect::<Result<_, _>>()
-        .context("read the presented chain")?;
-    let (last, shown) = chain
-        .iter()
-        .zip(&pins)
-        .next_back()
-        .context("the presented chain is empty")?;
+    // Not the server's own certificate: an authority stands above it.
+    let authorities = chain.get(1..).unwrap_or_default();
+    let Some(last) = authorities.last() else {
+        return Err(Failure::Refused {
+            what: format!("{url} shows no authority beside its certificate"),
+            help: "is this the API of a Roble root? Its default port is 10000".into(),
+        });
+    };
+    let shown = Pin::of_certificate(last).context("read the presented chain")?;
     let (certificate, pin) = match pin {
-        None if chain.len() < 2 => {
-            return Err(Failure::Refused {
-                what: format!("{url} shows no authority beside its certificate"),
-                help: "is this the API of a Roble root? Its default port is 10000".into(),
-            });
-        }
-        None => (last, *shown),
-        // Not the server's own certificate: an authority stands above it.
-        Some(pin) => match chain.iter().zip(&pins).skip(1).find(|(_, shown)| **shown == pin) {
-            Some((certificate, _)) => (certificate, pin),
+        None => (last, shown),
+        Some(pin) => match with_pin(authorities, &pin) {
+            Some(certificate) => (certificate, pin),
             None => {
                 return Err(Failure::Refused {
                     what: format!("{url} is not under the pinned authority\n  pinned: {pin}\n  shown:  {shown}"),
@@ -134,55 +116,6 @@ fn authority_of(chain: &[CertificateDer<'static>], pin: Option<Pin>, url: &str) 
     };
     let pem = roble_daemon::pki::certificates_to_pem(std::slice::from_ref(certificate));
     Ok(Authority { pem, pin })
-}
-
-/// Notes the chain, then refuses it.
-#[derive(Debug, Default)]
-struct Capture {
-    chain: Mutex<Vec<CertificateDer<'static>>>,
-}
-
-impl ServerCertVerifier for Capture {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let chain = std::iter::once(leaf)
-            .chain(intermediates)
-            .map(|c| c.clone().into_owned());
-        *self.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = chain.collect();
-        Err(Error::InvalidCertificate(
-            CertificateError::ApplicationVerificationFailure,
-        ))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("never reached: the chain is refused".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("never reached: the chain is refused".into()))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::ring::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use roble_core::ids::NodeId;
 use roble_core::registry::{Member, MemberState};
 use roble_daemon::health::Health;
 use roble_daemon::pki::{Identity, VerifiedRequest, certificate_request_from_pem};
+use roble_daemon::rate::RateLimit;
+use roble_daemon::refusal::Refusal;
 use roble_daemon::serve::{PeerAddress, PeerCertificate};
 use roble_proto::rest::{JoinGrant, JoinRequest, RenewRequest};
 use roble_proto::wire::link_server::LinkServer;
@@ -21,8 +23,6 @@ use crate::broker::Broker;
 use crate::certificates::Certificates;
 use crate::doors::Doors;
 use crate::members::Members;
-use crate::rate::RateLimit;
-use crate::refusal::Refusal;
 use crate::streams::{NodeStreams, PIECE_BYTES};
 use crate::tier::Event;
 
@@ -57,7 +57,7 @@ pub fn router(api: Arc<Api>, streams: NodeStreams, health: Health) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(health))
         .route_service("/roble.v1.Link/{*method}", streams)
-        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "not-found", "there is nothing at this path") })
+        .fallback(|| async { Refusal::new("no-such-path", "there is nothing at this path") })
 }
 
 /// Whether it is ready; the checks by name are for the local door.
@@ -100,22 +100,18 @@ async fn renew(
     api.check_rate(address.ip())?;
     let Some(Extension(PeerCertificate(peer))) = peer else {
         let message = "renewal needs a connection with the old certificate";
-        return Err(Refusal::new(StatusCode::UNAUTHORIZED, "certificate-needed", message));
+        return Err(Refusal::new("certificate-required", message));
     };
     let ask: RenewRequest = read(request.into_body()).await?;
     let csr = signing_request(&ask.csr)?;
     if csr.pin() != peer.key {
         let message = "the request is for another key than the connection's";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "key-mismatch", message));
+        return Err(Refusal::new("other-key", message));
     }
     let key_sha256 = peer.key.to_string();
     let member = api.doors.member(|asker| Event::Renew { asker, key_sha256 }).await??;
     if !matches!(&peer.identity, Identity::Node { node, .. } if *node == member.id.to_string()) {
-        return Err(Refusal::new(
-            StatusCode::FORBIDDEN,
-            "key-mismatch",
-            "the certificate is another node's",
-        ));
+        return Err(Refusal::new("other-key", "the certificate is another node's"));
     }
     tracing::info!(node = %member.id, "node renews");
     api.grant(&member, &csr).await
@@ -124,47 +120,34 @@ async fn renew(
 fn signing_request(pem: &str) -> Result<VerifiedRequest, Refusal> {
     certificate_request_from_pem(pem.as_bytes())
         .and_then(|der| VerifiedRequest::parse(&der))
-        .map_err(|error| Refusal::invalid(error.to_string()))
+        .map_err(|error| Refusal::new("request-invalid", format!("`csr`: {error}")))
 }
 
 async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let bytes = tokio::time::timeout(BODY_WITHIN, axum::body::to_bytes(body, BODY_BYTES))
         .await
-        .map_err(|_| {
-            Refusal::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "too-slow",
-                "the body did not arrive in time",
-            )
-        })?
-        .map_err(|_| {
-            Refusal::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too-large",
-                "the body is too large or broke off",
-            )
-        })?;
+        .map_err(|_| Refusal::new("body-too-slow", "the body did not arrive in time"))?
+        .map_err(|_| Refusal::new("body-too-large", "the body is too large or broke off"))?;
     // The text of the error may quote the body, and with it the secret.
     serde_json::from_slice(&bytes).map_err(|error| {
-        Refusal::invalid(format!(
-            "not a valid request, at line {} column {}",
-            error.line(),
-            error.column()
-        ))
+        Refusal::new(
+            "body-invalid",
+            format!(
+                "not a valid request, at line {} column {}",
+                error.line(),
+                error.column()
+            ),
+        )
     })
 }
 
 impl Api {
     fn check_rate(&self, address: std::net::IpAddr) -> Result<(), Refusal> {
-        if self.rate.allow(address, Instant::now()) {
+        if self.rate.admit(address, Instant::now()) {
             Ok(())
         } else {
             let message = "too many requests from this address; try again in a minute";
-            Err(Refusal::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too-many-requests",
-                message,
-            ))
+            Err(Refusal::new("too-many-requests", message))
         }
     }
 
@@ -185,11 +168,7 @@ impl Api {
             // Put out while it was let in: admitting took that back.
             if self.members.is_revoked(node) {
                 let _ = self.broker.revoke(node).await;
-                return Err(Refusal::new(
-                    StatusCode::FORBIDDEN,
-                    "revoked",
-                    "this identity was revoked",
-                ));
+                return Err(Refusal::new("revoked", "this identity was revoked"));
             }
             let (certificates, authority) = self.certificates.certify(node, csr).map_err(Refusal::internal)?;
             (grant.certificates, grant.authority) = (certificates, authority);

@@ -16,9 +16,10 @@ use roble_daemon::files::FileLock;
 use roble_daemon::health::Health;
 use roble_daemon::metrics::Metrics;
 use roble_daemon::pki::Lifetimes;
+use roble_daemon::rate::RateLimit;
 use roble_daemon::rng::{OsRandomness, Randomness};
 use roble_daemon::serve::{Limits, ServeMetrics, Server, bind, bind_unix, serve_unix};
-use roble_daemon::shell;
+use roble_daemon::shell::{self, Shell};
 use roble_daemon::tls::Revocations;
 use roble_link::grpc::{GrpcConfig, GrpcTransport};
 use roble_store::OpenOptions;
@@ -34,7 +35,6 @@ use crate::local::{self, Local};
 use crate::members::Members;
 use crate::membership::Membership;
 use crate::metrics::{BrokerFigures, ClusterMetrics};
-use crate::rate::RateLimit;
 use crate::streams::{NodeStreams, Streams};
 use crate::tier::{ClusterConfig, ClusterTier};
 use crate::uplink::{RootLink, UplinkState};
@@ -246,10 +246,15 @@ impl Daemon {
             stop.clone(),
         )));
         tasks.spawn(done(certificates.keep(broker, seams.renew_every, stop.clone())));
-        let look = parts::watch(folder, complete, counters);
+        let shell = Shell {
+            store,
+            clock: seams.clock.clone(),
+            rng,
+            hands,
+            look: parts::watch(folder, complete, counters),
+        };
         let token = stop.clone();
-        let clock = seams.clock.clone();
-        tasks.spawn(async move { Ok(shell::run(tier, event_queue, store, clock, rng, hands, look, token).await?) });
+        tasks.spawn(async move { Ok(shell::run(tier, event_queue, shell, token).await?) });
         tracing::info!(
             cluster = %cluster, name = config.name, %mqtt, api = %api_address, root = membership.root,
             socket = %config.socket().display(), version = env!("CARGO_PKG_VERSION"), "serving"

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use roble_core::registry::{Member, RegistryError};
+use roble_daemon::refusal::Refusal;
 use roble_proto::wire;
 use roble_proto::wire::request::What;
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +29,12 @@ pub enum Reply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the cluster orchestrator does not answer now; try again")]
 pub struct NoAnswer;
+
+impl From<NoAnswer> for Refusal {
+    fn from(error: NoAnswer) -> Self {
+        Self::new("unavailable", error.to_string())
+    }
+}
 
 /// See the module's text.
 #[derive(Debug)]

@@ -29,8 +29,6 @@ pub mod members;
 pub mod membership;
 pub mod metrics;
 pub mod nodes;
-pub mod rate;
-pub mod refusal;
 pub mod request;
 pub mod streams;
 pub mod tier;

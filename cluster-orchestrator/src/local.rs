@@ -16,18 +16,18 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::{StatusCode, header};
+use http::header;
 use roble_core::ids::{ClusterId, NodeId};
 use roble_core::registry::MemberState;
 use roble_daemon::health::{self, Health};
 use roble_daemon::metrics::Metrics;
+use roble_daemon::refusal::Refusal;
 use roble_proto::rest::NodeView;
 use roble_proto::wire::request::What;
 use roble_proto::wire::{ApproveChild, CreateJoinToken, Explain, ListChildren, ListTokens, RevokeChild, SetCordon};
 use serde::{Deserialize, Serialize};
 
 use crate::doors::Doors;
-use crate::refusal::Refusal;
 use crate::uplink::UplinkState;
 
 /// Asks for a join token for a node.
@@ -81,7 +81,7 @@ pub fn router(local: Arc<Local>, health: Health, metrics: Metrics) -> Router {
         .route("/v1/status", get(status))
         .with_state(local)
         .merge(health::router(health, metrics))
-        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "not-found", "there is nothing at this path") })
+        .fallback(|| async { Refusal::new("no-such-path", "there is nothing at this path") })
 }
 
 async fn create_token(State(local): State<Arc<Local>>, Json(new): Json<NewToken>) -> Result<Response, Refusal> {
@@ -127,11 +127,7 @@ async fn change(
         "cordon" => What::SetCordon(SetCordon { child, cordoned: true }),
         "uncordon" => What::SetCordon(SetCordon { child, cordoned: false }),
         _ => {
-            return Err(Refusal::new(
-                StatusCode::NOT_FOUND,
-                "not-found",
-                "approve, revoke, cordon or uncordon",
-            ));
+            return Err(Refusal::new("no-such-path", "approve, revoke, cordon or uncordon"));
         }
     };
     local.ask(what).await.map(json)
@@ -159,7 +155,7 @@ impl Local {
             .map(|node| node.id.to_string())
             .ok_or_else(|| {
                 let message = format!("no node of the name or id `{text}`; see `roble-cluster nodes`");
-                Refusal::new(StatusCode::NOT_FOUND, "unknown-member", message)
+                Refusal::new("unknown-member", message)
             })
     }
 }

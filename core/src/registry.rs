@@ -179,6 +179,9 @@ pub enum RegistryError {
     /// Somebody else has the name.
     #[error("the name `{0}` is taken; choose another with --name, or revoke the old one first")]
     NameTaken(String),
+    /// Asked for a token that lives too long, or not at all.
+    #[error("a join token lives from 1 ms to 7 days")]
+    Lifetime,
     /// The key was put out.
     #[error("this identity was revoked")]
     Revoked,
@@ -197,6 +200,7 @@ impl RegistryError {
             Self::WrongName { .. } => "token-for-other-name",
             Self::BadName(_) => "name-invalid",
             Self::NameTaken(_) => "name-taken",
+            Self::Lifetime => "ttl-out-of-range",
             Self::Revoked => "revoked",
             Self::Unknown => "unknown-member",
         }
@@ -212,6 +216,25 @@ pub struct TokenOptions {
     pub needs_approval: bool,
     /// The only name that may use it.
     pub name: Option<String>,
+}
+
+impl TokenOptions {
+    /// As asked for; `ttl_ms`: an hour if left out, a week at most.
+    ///
+    /// # Errors
+    /// [`RegistryError::Lifetime`].
+    pub fn asked(ttl_ms: Option<u64>, needs_approval: bool, name: Option<String>) -> Result<Self, RegistryError> {
+        const HOUR_MS: u64 = 3_600_000;
+        let ttl_ms = ttl_ms.unwrap_or(HOUR_MS);
+        if !(1..=7 * 24 * HOUR_MS).contains(&ttl_ms) {
+            return Err(RegistryError::Lifetime);
+        }
+        Ok(Self {
+            ttl_ms,
+            needs_approval,
+            name,
+        })
+    }
 }
 
 /// Tokens and members of one tier.
@@ -495,6 +518,16 @@ mod tests {
             Err(RegistryError::Used)
         );
         assert_eq!(registry.token(token.id).unwrap().reuse_attempts, 1);
+    }
+
+    #[test]
+    fn tokens_live_an_hour_unless_asked_and_a_week_at_most() {
+        let ttl = |asked| TokenOptions::asked(asked, false, None).map(|options| options.ttl_ms);
+        assert_eq!(ttl(None), Ok(3_600_000));
+        assert_eq!((ttl(Some(1)), ttl(Some(604_800_000))), (Ok(1), Ok(604_800_000)));
+        for out in [0, 604_800_001, u64::MAX] {
+            assert_eq!(ttl(Some(out)), Err(RegistryError::Lifetime));
+        }
     }
 
     #[test]

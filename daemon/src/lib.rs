@@ -10,6 +10,7 @@
 //! | [`tls`] | TLS 1.3 for both sides: swappable certificates, revocation that closes live connections |
 //! | [`serve`] | the one accept loop: bounded, and indifferent to peers that stall |
 //! | [`join`] | how a machine gets its identity from the tier above, and keeps it |
+//! | [`rate`], [`refusal`] | attempts per address; what is not granted, and its status in HTTP |
 //! | [`health`], [`metrics`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`shell`] | the loop around a tier: events in, writes to disk, then acts |
 //! | [`logs`], [`shutdown`], [`notify`], [`mod@runtime`] | start-up and end of a process |
@@ -29,6 +30,8 @@ pub mod logs;
 pub mod metrics;
 pub mod notify;
 pub mod pki;
+pub mod rate;
+pub mod refusal;
 pub mod rng;
 pub mod runtime;
 pub mod serve;

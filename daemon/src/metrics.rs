@@ -74,7 +74,9 @@ fn resident_bytes() -> Option<i64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: i64 = text.split_whitespace().nth(1)?.parse().ok()?;
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-    Some(pages * page)
+    // `c_long` has 32 bits on armv7.
+    #[allow(clippy::useless_conversion)]
+    Some(pages * i64::from(page))
 }
 
 /// Entries of `/proc/self/fd`, without the one that reading it opens.

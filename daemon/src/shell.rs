@@ -144,19 +144,28 @@ pub async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<(), ShellErr
     Ok(())
 }
 
-/// Drives a tier until `stop` is cancelled or the store fails. `look` sees the tier after every batch: for readiness and
-/// metrics.
+/// What a tier is driven with.
+pub struct Shell<H, R, L> {
+    /// Where its writes go.
+    pub store: Arc<dyn Store>,
+    /// Its clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Its randomness.
+    pub rng: R,
+    /// What performs its acts.
+    pub hands: H,
+    /// Sees the tier after every batch: for readiness and metrics.
+    pub look: L,
+}
+
+/// Drives a tier until `stop` is cancelled or the store fails.
 ///
 /// # Errors
 /// [`ShellError`] if the store fails.
-pub async fn run<T, H>(
+pub async fn run<T, H, R, L>(
     mut tier: T,
     mut events: mpsc::Receiver<T::Event>,
-    store: Arc<dyn Store>,
-    clock: Arc<dyn Clock>,
-    mut rng: impl rand::RngCore + Send,
-    mut hands: H,
-    mut look: impl FnMut(&T) + Send,
+    shell: Shell<H, R, L>,
     stop: CancellationToken,
 ) -> Result<(), ShellError>
 where
@@ -164,7 +173,16 @@ where
     T::Event: Send,
     T::Act: Send,
     H: Hands<T::Act>,
+    R: rand::RngCore + Send,
+    L: FnMut(&T) + Send,
 {
+    let Shell {
+        store,
+        clock,
+        mut rng,
+        mut hands,
+        mut look,
+    } = shell;
     let mut next_tick = clock.boot();
     let mut batch = Vec::with_capacity(BATCH);
     loop {

@@ -3,6 +3,7 @@
 //! - [`ServerTls`]: certificate and trust can be swapped while it runs; new handshakes use the new ones.
 //! - [`ClientTls`] and [`Dialer`]: the other side is known by its name in the tree, whatever address was dialed, and
 //!   trusted by the root authority or, to join, by that authority's pin.
+//! - [`Probe`]: what a server shows, for a person who decides whether to trust it.
 //! - [`Revocations`]: whom to refuse; refusing somebody closes the connections he has.
 //!
 //! Both sides check validity with the [`VerifierClock`](crate::clock::VerifierClock). Sessions are never resumed: a
@@ -10,6 +11,7 @@
 
 mod client;
 mod dial;
+mod probe;
 mod revocation;
 mod server;
 #[cfg(test)]
@@ -20,9 +22,10 @@ use std::sync::{Arc, RwLock};
 
 pub use client::{ClientTls, ClientTlsBuilder};
 pub use dial::{Connector, DialError, DialedStream, Dialer};
+pub use probe::Probe;
 pub use revocation::{LiveConnection, Revocations, Revoked};
 pub use server::{ClientAuth, ServerTls, ServerTlsBuilder};
-pub use verify::{Accept, KnownKeys};
+pub use verify::{Accept, KnownKeys, with_pin};
 
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
@@ -84,6 +87,18 @@ fn provider() -> Arc<CryptoProvider> {
     PROVIDER
         .get_or_init(|| Arc::new(rustls::crypto::ring::default_provider()))
         .clone()
+}
+
+/// The one version that is spoken.
+fn tls13<S: rustls::ConfigSide>(
+    builder: rustls::ConfigBuilder<S, rustls::WantsVersions>,
+) -> Result<rustls::ConfigBuilder<S, rustls::WantsVerifier>, TlsError> {
+    builder
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|source| TlsError::Rustls {
+            attempt: "choose TLS 1.3",
+            source,
+        })
 }
 
 fn certified(credential: &Credential) -> Result<Arc<CertifiedKey>, TlsError> {

@@ -10,8 +10,9 @@ use roble_daemon::logs::{self, LogFormat};
 use roble_daemon::metrics::Metrics;
 use roble_daemon::rng::{OsRandomness, Randomness as _};
 use roble_daemon::serve::{Limits, bind_unix, serve_unix};
+use roble_daemon::shell::{self, Shell};
 use roble_daemon::shutdown::Shutdown;
-use roble_daemon::{config as settings, notify, shell};
+use roble_daemon::{config as settings, notify};
 use roble_link::child::ChildClocks;
 use roble_link::mqtt::{MqttConfig, MqttTransport};
 use roble_link::transport::{Transport, TransportEvent};
@@ -136,17 +137,14 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     ));
     tracing::info!(name = settings.name, version = SPEC.version, "serving");
     notify::ready();
-    let result = shell::run(
-        tier,
-        inbox,
-        opened.store.clone(),
+    let shell = Shell {
+        store: opened.store.clone(),
         clock,
         rng,
         hands,
-        |_| (),
-        shutdown.token(),
-    )
-    .await;
+        look: |_: &_| (),
+    };
+    let result = shell::run(tier, inbox, shell, shutdown.token()).await;
     notify::stopping();
     verifier.persist()?;
     opened.store.close().await?;

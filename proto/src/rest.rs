@@ -30,7 +30,7 @@
 use roble_core::ids::{ApplicationId, ClusterId, EventId, NodeId, OrganizationId, ServiceId, TokenId, UserId};
 use roble_core::placement::{Explanation, Offer};
 use roble_core::ports::PortMapping;
-use roble_core::registry::{MemberState, TokenKind};
+use roble_core::registry::{MemberState, TokenKind, TokenRecord};
 use roble_core::resources::Resources;
 use roble_core::status::{Phase, Reason};
 use roble_core::time::Timestamp;
@@ -371,6 +371,22 @@ pub struct TokenView {
     pub used: bool,
     /// How often another key tried it afterwards.
     pub reuse_attempts: u32,
+}
+
+impl TokenView {
+    /// What is shown of a stored token. `cluster`: the name of the cluster that made it, for nodes.
+    pub fn of(record: &TokenRecord, kind: TokenKind, cluster: Option<String>) -> Self {
+        Self {
+            id: record.id,
+            kind,
+            cluster,
+            expires_at: record.expires_at,
+            needs_approval: record.needs_approval,
+            name: record.name.clone(),
+            used: record.used_by.is_some(),
+            reuse_attempts: record.reuse_attempts,
+        }
+    }
 }
 
 /// Something that happened.

@@ -2,7 +2,6 @@
 //! [`roble_proto::rest`]'s; every answer that is not a success has an `ErrorBody`.
 
 mod clusters;
-mod error;
 mod events;
 mod extract;
 mod join;
@@ -15,18 +14,18 @@ mod tokens;
 use crate::first::CredentialFile;
 use crate::hands::{ApiHandle, Happened};
 use crate::metrics::RootMetrics;
-use crate::rate::RateLimit;
 use crate::streams::LogStreams;
-use crate::tier::{Change, Refusal};
-use axum::Router;
+use crate::tier::Change;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use error::Failure;
+use axum::{Json, Router};
 use roble_daemon::clock::VerifierClock;
 use roble_daemon::health::Health;
 use roble_daemon::pki::Authority;
+use roble_daemon::rate::RateLimit;
+use roble_daemon::refusal::Refusal;
 use roble_proto::limits::{DESCRIPTOR_BYTES, HTTP_BODY_BYTES};
 use std::sync::Arc;
 use tokio::sync::broadcast;
@@ -62,6 +61,8 @@ pub struct ApiState {
 
 /// The state as handlers take it.
 type Api = State<Arc<ApiState>>;
+/// What a handler of a single answer returns.
+type Reply = Result<Json<serde_json::Value>, Refusal>;
 
 /// All paths.
 pub fn router(state: ApiState) -> Router {
@@ -100,14 +101,14 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/events", get(events::events))
         .route("/v1/join", post(join::join))
         .route("/v1/renew", post(join::renew))
-        .fallback(|| async { Failure::new(404, "no-such-path", "there is no such path in this API") })
+        .fallback(|| async { Refusal::new("no-such-path", "there is no such path in this API") })
         .method_not_allowed_fallback(|| async {
-            Failure::new(405, "method-not-allowed", "this path does not take this method")
+            Refusal::new("method-not-allowed", "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(HTTP_BODY_BYTES))
         .layer(CatchPanicLayer::custom(|_| {
             tracing::error!("a request's handler panicked");
-            Failure::new(500, "internal", "the root failed at this request; its log tells more").into_response()
+            Refusal::new("internal", "the root failed at this request; its log tells more").into_response()
         }))
         .with_state(Arc::new(state))
 }
@@ -118,7 +119,7 @@ async fn readyz(State(api): Api) -> Response {
         true => StatusCode::OK,
         false => StatusCode::SERVICE_UNAVAILABLE,
     };
-    (status, axum::Json(readiness)).into_response()
+    (status, Json(readiness)).into_response()
 }
 
 fn change(word: &str) -> Result<Change, Refusal> {
@@ -128,7 +129,6 @@ fn change(word: &str) -> Result<Change, Refusal> {
         "cordon" => Ok(Change::Cordon),
         "uncordon" => Ok(Change::Uncordon),
         _ => Err(Refusal::new(
-            404,
             "no-such-path",
             "approve, revoke, cordon or uncordon expected",
         )),

@@ -8,7 +8,6 @@ use crate::hands::{ApiHandle, Calls, EVENT_QUEUE, FOLLOW_QUEUE, RootHands};
 use crate::link::{LinkService, Links};
 use crate::local::{self, Inviter};
 use crate::metrics::RootMetrics;
-use crate::rate::RateLimit;
 use crate::streams::LogStreams;
 use crate::tier::{Act, Call, Caller, Event, RootConfig, RootTier};
 use rand::SeedableRng as _;
@@ -21,8 +20,9 @@ use roble_daemon::files::{FileError, FileLock};
 use roble_daemon::health::{Check, Health};
 use roble_daemon::metrics::Metrics;
 use roble_daemon::pki::{Identity, PkiError};
+use roble_daemon::rate::RateLimit;
 use roble_daemon::serve::{self, Limits, ServeError, Server};
-use roble_daemon::shell::{self, ShellError};
+use roble_daemon::shell::{self, Shell, ShellError};
 use roble_daemon::tls::{Revocations, TlsError};
 use roble_proto::limits::HTTP_BODY_BYTES;
 use roble_store::{OpenOptions, Store, StoreError};
@@ -197,16 +197,14 @@ pub async fn start(settings: Settings, clock: Arc<dyn Clock>, stop: Cancellation
     let stop_tier = CancellationToken::new();
     let looks = root_metrics.clone();
     let look = move |tier: &RootTier| looks.look(tier);
-    let tier = tokio::spawn(shell::run(
-        tier,
-        incoming,
+    let shell = Shell {
         store,
-        clock.clone(),
+        clock: clock.clone(),
         rng,
         hands,
         look,
-        stop_tier.clone(),
-    ));
+    };
+    let tier = tokio::spawn(shell::run(tier, incoming, shell, stop_tier.clone()));
 
     let state = ApiState {
         handle: handle.clone(),
@@ -215,7 +213,7 @@ pub async fn start(settings: Settings, clock: Arc<dyn Clock>, stop: Cancellation
         link_port: link.port(),
         logs: logs.clone(),
         happened,
-        rate: RateLimit::default(),
+        rate: RateLimit::new(10, 5.0),
         metrics: root_metrics.clone(),
         health: health.clone(),
         credential: credential.clone(),

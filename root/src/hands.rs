@@ -2,8 +2,9 @@
 
 use crate::link::Links;
 use crate::metrics::RootMetrics;
-use crate::tier::{Act, Answer, Call, Caller, Event, OrganizationScope, Refusal};
+use crate::tier::{Act, Answer, Call, Caller, Event, OrganizationScope};
 use roble_daemon::pki::Identity;
+use roble_daemon::refusal::Refusal;
 use roble_daemon::shell::Hands;
 use roble_daemon::tls::Revocations;
 use roble_proto::rest::EventView;
@@ -83,7 +84,7 @@ impl ApiHandle {
         let (sender, receiver) = oneshot::channel();
         self.calls.waiting().insert(number, sender);
         let _waiting = Waiting(&self.calls, number);
-        let stopping = || Refusal::new(503, "stopping", "the root is stopping; try again");
+        let stopping = || Refusal::new("stopping", "the root is stopping; try again");
         let answered = async {
             let sent = self.events.send(Event::Call(number, caller, call)).await;
             sent.map_err(|_| stopping())?;
@@ -91,7 +92,6 @@ impl ApiHandle {
         };
         let late = || {
             Refusal::new(
-                504,
                 "timeout",
                 "the root did not answer in time; it may still do what was asked",
             )

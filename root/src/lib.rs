@@ -29,6 +29,5 @@ pub mod hands;
 pub mod link;
 pub mod local;
 pub mod metrics;
-pub mod rate;
 pub mod streams;
 pub mod tier;

@@ -12,7 +12,6 @@ pub mod tenant;
 mod views;
 
 pub use access::is_about;
-pub(crate) use fleet::refuse_failure;
 use model::{Application, Credential, Event as Happening, InstanceRecord, Organization, Service, Session, User};
 use rand::RngCore;
 use roble_core::ids::{
@@ -25,8 +24,9 @@ use roble_core::spec::Assignment;
 use roble_core::tier::{Output, Record, Tier, Write};
 use roble_core::time::{Boottime, Now};
 use roble_core::version::{Epochs, Version};
+use roble_daemon::refusal::Refusal;
 use roble_link::children::{Children, ChildrenOutput};
-use roble_proto::rest::{CreateToken, ErrorBody, JoinRequest, Login};
+use roble_proto::rest::{CreateToken, JoinRequest, Login};
 use roble_proto::wire;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -138,28 +138,6 @@ pub enum Change {
     Cordon,
     /// Give it new things again.
     Uncordon,
-}
-
-/// A refused call: HTTP status and body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// HTTP status.
-    pub status: u16,
-    /// What is wrong.
-    pub body: ErrorBody,
-}
-
-impl Refusal {
-    pub(crate) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            body: ErrorBody {
-                code: code.to_owned(),
-                message: message.into(),
-                mistakes: Vec::new(),
-            },
-        }
-    }
 }
 
 /// The answer to a call: JSON.
@@ -538,5 +516,5 @@ fn later_than(last: Option<EventId>, id: EventId) -> EventId {
 /// Where a token is looked up by id.
 fn parse_token(text: &str) -> Result<TokenId, Refusal> {
     text.parse()
-        .map_err(|_| Refusal::new(404, "not-found", format!("there is no token `{text}`")))
+        .map_err(|_| Refusal::new("not-found", format!("there is no token `{text}`")))
 }

@@ -16,10 +16,6 @@ use roble_proto::wire::{self, request::What, response};
 
 /// How long a node may take to answer what was passed on to it, milliseconds.
 const PASS_ON_MS: u64 = 5_000;
-/// How long a join token lives if nothing is said, milliseconds.
-const TOKEN_TTL_MS: u64 = 3_600_000;
-/// How long a join token may live at most, milliseconds: a week.
-const MAX_TOKEN_TTL_MS: u64 = 7 * 24 * 3_600_000;
 
 impl ClusterTier {
     pub(super) fn ask(&mut self, asker: Asker, what: What, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) {
@@ -98,7 +94,7 @@ impl ClusterTier {
         let id = child
             .parse::<ChildId>()
             .map_err(|error| failure("invalid", &error.to_string()))?;
-        let member = change(self, id).map_err(|error| failure(error.code(), &error.to_string()))?;
+        let member = change(self, id).map_err(|error| refused(&error))?;
         out.writes.extend(member_write(&member));
         json(&self.node(&member, now))
     }
@@ -110,19 +106,10 @@ impl ClusterTier {
         rng: &mut dyn RngCore,
         out: &mut Output<Act>,
     ) -> Result<Vec<u8>, wire::Failure> {
-        let ttl_ms = if create.ttl_ms == 0 {
-            TOKEN_TTL_MS
-        } else {
-            create.ttl_ms
-        };
-        if ttl_ms > MAX_TOKEN_TTL_MS {
-            return Err(failure("ttl-too-long", "a join token lives 7 days at most"));
-        }
-        let options = TokenOptions {
-            ttl_ms,
-            needs_approval: create.needs_approval,
-            name: Some(create.name).filter(|name| !name.is_empty()),
-        };
+        // In protobuf, what is not said is empty.
+        let ttl_ms = Some(create.ttl_ms).filter(|ttl| *ttl != 0);
+        let name = Some(create.name).filter(|name| !name.is_empty());
+        let options = TokenOptions::asked(ttl_ms, create.needs_approval, name).map_err(|error| refused(&error))?;
         let (record, secret) = self.registry.create_token(options, now.wall, rng);
         let value = serde_json::to_vec(&record).map_err(|error| failure("internal", &error.to_string()))?;
         out.writes.push(Write::put(TOKEN, record.id, value));
@@ -142,16 +129,7 @@ impl ClusterTier {
     }
 
     fn tokens(&self) -> Vec<TokenView> {
-        let view = |token: &roble_core::registry::TokenRecord| TokenView {
-            id: token.id,
-            kind: TokenKind::Node,
-            cluster: Some(self.config.name.clone()),
-            expires_at: token.expires_at,
-            needs_approval: token.needs_approval,
-            name: token.name.clone(),
-            used: token.used_by.is_some(),
-            reuse_attempts: token.reuse_attempts,
-        };
+        let view = |token| TokenView::of(token, TokenKind::Node, Some(self.config.name.clone()));
         self.registry.tokens().map(view).collect()
     }
 
@@ -247,6 +225,10 @@ impl ClusterTier {
             }
         }
     }
+}
+
+fn refused(error: &RegistryError) -> wire::Failure {
+    failure(error.code(), &error.to_string())
 }
 
 fn failure(code: &str, message: &str) -> wire::Failure {

@@ -6,7 +6,7 @@ use rustls::client::Resumption;
 use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::verify::{Rules, ServerCheck, Trust};
-use super::{KnownKeys, Protocol, Revocations, Shown, TlsError, provider};
+use super::{KnownKeys, Protocol, Revocations, Shown, TlsError, provider, tls13};
 use crate::clock::VerifierClock;
 use crate::pki::{Credential, Identity, Pin};
 
@@ -71,12 +71,7 @@ impl<'a> ClientTlsBuilder<'a> {
             rules: self.rules,
         });
         let shown = Shown::new(self.credential)?;
-        let mut config = rustls::ClientConfig::builder_with_details(provider(), self.clock)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|source| TlsError::Rustls {
-                attempt: "choose TLS 1.3",
-                source,
-            })?
+        let mut config = tls13(rustls::ClientConfig::builder_with_details(provider(), self.clock))?
             .dangerous()
             // Not less checked than by default but more: see `ServerCheck`.
             .with_custom_certificate_verifier(check.clone())

@@ -225,16 +225,19 @@ impl Trust {
             Self::Roots(current) => Ok(current.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()),
             Self::Pinned(pin) => {
                 // Only the key of the anchor counts, and it is the pinned one whoever wrote the certificate around it.
-                let anchor = shown
-                    .iter()
-                    .find(|certificate| Pin::of_certificate(certificate).is_ok_and(|shown| shown == *pin))
-                    .ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+                let anchor = with_pin(shown, pin).ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
                 store(std::slice::from_ref(anchor))
                     .and_then(webpki)
                     .map_err(|_| Error::InvalidCertificate(CertificateError::UnknownIssuer))
             }
         }
     }
+}
+
+/// The certificate whose key has this pin, among the authorities that a server shows after its own certificate.
+pub fn with_pin<'a, 'b>(shown: &'a [CertificateDer<'b>], pin: &Pin) -> Option<&'a CertificateDer<'b>> {
+    let has_it = |certificate: &&CertificateDer<'_>| Pin::of_certificate(certificate).is_ok_and(|shown| shown == *pin);
+    shown.iter().find(has_it)
 }
 
 fn webpki(store: Arc<RootCertStore>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {

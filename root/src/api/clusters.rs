@@ -1,8 +1,7 @@
 //! Clusters, for operators.
 
-use super::Api;
-use super::error::Reply;
 use super::extract::{Ref, RefAnd, Who};
+use super::{Api, Reply};
 use crate::tier::Call;
 use axum::Json;
 use axum::extract::State;

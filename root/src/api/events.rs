@@ -1,7 +1,6 @@
 //! What happened: as a list, or followed as server-sent events.
 
 use super::Api;
-use super::error::Failure;
 use super::extract::{Params, Who, switch};
 use crate::hands::Happened;
 use crate::tier::{Call, is_about};
@@ -12,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt as _;
 use roble_core::ids::EventId;
+use roble_daemon::refusal::Refusal;
 use roble_daemon::serve::Draining;
 use roble_proto::rest::{EventView, WhoAmI};
 use serde::Deserialize;
@@ -34,7 +34,7 @@ pub(super) async fn events(
     Params(params): Params<EventParams>,
     headers: HeaderMap,
     Extension(Draining(draining)): Extension<Draining>,
-) -> Result<Response, Failure> {
+) -> Result<Response, Refusal> {
     let follow = switch("follow", params.follow.as_deref())?;
     // A client that lost its connection says where it was.
     let resumed = headers
@@ -45,7 +45,7 @@ pub(super) async fn events(
     let after: Option<EventId> = after
         .map(|after| after.parse())
         .transpose()
-        .map_err(|_| Failure::bad("query-invalid", "`after` is not the id of an event"))?;
+        .map_err(|_| Refusal::new("query-invalid", "`after` is not the id of an event"))?;
     let about = params.about.filter(|about| !about.is_empty());
     let list = Call::Events {
         after,
@@ -73,8 +73,8 @@ pub(super) async fn events(
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
 }
 
-fn parse<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T, Failure> {
-    serde_json::from_value(value).map_err(|error| Failure::new(500, "internal", error.to_string()))
+fn parse<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T, Refusal> {
+    serde_json::from_value(value).map_err(|error| Refusal::new("internal", error.to_string()))
 }
 
 struct Following {

@@ -1,13 +1,13 @@
 //! What handlers take from a request, with refusals of ours when it is not there.
 
-use super::error::Failure;
-use crate::tier::{Caller, Refusal};
+use crate::tier::Caller;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use roble_core::registry::sha256_hex;
+use roble_daemon::refusal::Refusal;
 use roble_daemon::serve::PeerAddress;
 use serde::de::DeserializeOwned;
 use std::net::IpAddr;
@@ -16,9 +16,9 @@ use std::net::IpAddr;
 pub(super) struct Who(pub(super) Caller);
 
 impl<S: Send + Sync> FromRequestParts<S> for Who {
-    type Rejection = Failure;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
             return Ok(Self(Caller::Anonymous));
         };
@@ -27,11 +27,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Who {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
                 Ok(Self(Caller::Session(sha256_hex(token.trim().as_bytes()))))
             }
-            _ => Err(Failure::new(
-                401,
-                "not-logged-in",
-                "`Authorization: Bearer TOKEN` expected",
-            )),
+            _ => Err(Refusal::new("not-logged-in", "`Authorization: Bearer TOKEN` expected")),
         }
     }
 }
@@ -40,11 +36,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Who {
 pub(super) struct From(pub(super) IpAddr);
 
 impl<S: Send + Sync> FromRequestParts<S> for From {
-    type Rejection = Failure;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         let address = parts.extensions.get::<PeerAddress>();
-        let unknown = || Failure::new(500, "internal", "the request has no address");
+        let unknown = || Refusal::new("internal", "the request has no address");
         address.map(|address| Self(address.0.ip())).ok_or_else(unknown)
     }
 }
@@ -53,9 +49,9 @@ impl<S: Send + Sync> FromRequestParts<S> for From {
 pub(super) struct Ref(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Ref {
-    type Rejection = Failure;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let path = Path::<String>::from_request_parts(parts, state).await;
         path.map(|Path(reference)| Self(reference)).map_err(bad_path)
     }
@@ -65,28 +61,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Ref {
 pub(super) struct RefAnd(pub(super) String, pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for RefAnd {
-    type Rejection = Failure;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let path = Path::<(String, String)>::from_request_parts(parts, state).await;
         path.map(|Path((reference, what))| Self(reference, what))
             .map_err(bad_path)
     }
 }
 
-fn bad_path(rejection: PathRejection) -> Failure {
-    Failure::bad("path-invalid", rejection.body_text())
+fn bad_path(rejection: PathRejection) -> Refusal {
+    Refusal::new("path-invalid", rejection.body_text())
 }
 
 /// The query.
 pub(super) struct Params<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
-    type Rejection = Failure;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let query = Query::<T>::from_request_parts(parts, state).await;
-        let bad = |rejection: QueryRejection| Failure::bad("query-invalid", rejection.body_text());
+        let bad = |rejection: QueryRejection| Refusal::new("query-invalid", rejection.body_text());
         query.map(|Query(params)| Self(params)).map_err(bad)
     }
 }
@@ -95,15 +91,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
 pub(super) struct Raw(pub(super) Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for Raw {
-    type Rejection = Failure;
+    type Rejection = Refusal;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         let bytes = Bytes::from_request(request, state).await;
         bytes
             .map(Self)
             .map_err(|rejection: BytesRejection| match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Failure::new(413, "body-too-large", "the request's body is too large"),
-                _ => Failure::bad("body-unreadable", rejection.body_text()),
+                StatusCode::PAYLOAD_TOO_LARGE => Refusal::new("body-too-large", "the request's body is too large"),
+                _ => Refusal::new("body-unreadable", rejection.body_text()),
             })
     }
 }
@@ -112,12 +108,12 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
 pub(super) struct Body<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Failure;
+    type Rejection = Refusal;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         let Raw(bytes) = Raw::from_request(request, state).await?;
         let bad =
-            |error: serde_json::Error| Failure::bad("body-invalid", format!("the body is not as expected: {error}"));
+            |error: serde_json::Error| Refusal::new("body-invalid", format!("the body is not as expected: {error}"));
         serde_json::from_slice(&bytes).map(Self).map_err(bad)
     }
 }
@@ -127,6 +123,6 @@ pub(super) fn switch(name: &str, value: Option<&str>) -> Result<bool, Refusal> {
     match value {
         None | Some("false" | "0") => Ok(false),
         Some("" | "true" | "1") => Ok(true),
-        Some(_) => Err(Refusal::new(400, "query-invalid", format!("`{name}` is true or false"))),
+        Some(_) => Err(Refusal::new("query-invalid", format!("`{name}` is true or false"))),
     }
 }

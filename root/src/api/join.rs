@@ -1,6 +1,5 @@
 //! Joining and renewing of clusters: the tier decides who is a member, certificates are made here.
 
-use super::error::Failure;
 use super::extract::{Body, From};
 use super::login::throttle;
 use super::{Api, ApiState};
@@ -10,6 +9,7 @@ use axum::{Extension, Json};
 use roble_core::ids::ClusterId;
 use roble_core::registry::{Member, MemberState};
 use roble_daemon::pki::{Identity, VerifiedRequest, certificate_request_from_pem, certificates_to_pem};
+use roble_daemon::refusal::Refusal;
 use roble_daemon::serve::PeerIdentity;
 use roble_proto::rest::{JoinGrant, JoinRequest, RenewRequest};
 
@@ -17,7 +17,7 @@ pub(super) async fn join(
     State(api): Api,
     From(address): From,
     Body(request): Body<JoinRequest>,
-) -> Result<Json<JoinGrant>, Failure> {
+) -> Result<Json<JoinGrant>, Refusal> {
     throttle(&api, address)?;
     let certified = verify(&request.csr)?;
     let key_sha256 = certified.pin().to_string();
@@ -33,32 +33,31 @@ pub(super) async fn renew(
     State(api): Api,
     Extension(peer): Extension<PeerIdentity>,
     Body(request): Body<RenewRequest>,
-) -> Result<Json<JoinGrant>, Failure> {
+) -> Result<Json<JoinGrant>, Refusal> {
     let Some(Identity::Cluster(id)) = peer.0 else {
         let message = "renewing needs the cluster's certificate on the connection; without one, join again";
-        return Err(Failure::new(401, "certificate-required", message));
+        return Err(Refusal::new("certificate-required", message));
     };
     let certified = verify(&request.csr)?;
     let caller = Caller::Cluster(certified.pin().to_string());
     let member = api.handle.call(caller, Call::Renew).await?;
     if member["id"] != id.as_str() {
         let message = "the key in the request is not the one this cluster joined with";
-        return Err(Failure::new(403, "other-key", message));
+        return Err(Refusal::new("other-key", message));
     }
     grant(&api, member, &certified)
 }
 
-fn verify(pem: &str) -> Result<VerifiedRequest, Failure> {
+fn verify(pem: &str) -> Result<VerifiedRequest, Refusal> {
     certificate_request_from_pem(pem.as_bytes())
         .and_then(|der| VerifiedRequest::parse(&der))
-        .map_err(|error| Failure::new(422, "request-invalid", format!("`csr`: {error}")))
+        .map_err(|error| Refusal::new("request-invalid", format!("`csr`: {error}")))
 }
 
-fn grant(api: &ApiState, member: serde_json::Value, request: &VerifiedRequest) -> Result<Json<JoinGrant>, Failure> {
+fn grant(api: &ApiState, member: serde_json::Value, request: &VerifiedRequest) -> Result<Json<JoinGrant>, Refusal> {
     let internal = |error: &(dyn std::error::Error + 'static)| {
         tracing::error!(error, "certificate not issued");
-        Failure::new(
-            500,
+        Refusal::new(
             "internal",
             "the certificate could not be issued; the root's log tells more",
         )

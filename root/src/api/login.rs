@@ -1,11 +1,11 @@
 //! Logging in, and who one is.
 
-use super::Api;
-use super::error::{Failure, Reply};
 use super::extract::{Body, From, Who};
+use super::{Api, Reply};
 use crate::tier::{Call, Caller};
 use axum::Json;
 use axum::extract::State;
+use roble_daemon::refusal::Refusal;
 use roble_proto::rest::Login;
 use std::time::Instant;
 
@@ -22,13 +22,12 @@ pub(super) async fn who_am_i(State(api): Api, Who(who): Who) -> Reply {
 }
 
 /// Bounds attempts with secrets.
-pub(super) fn throttle(api: &super::ApiState, address: std::net::IpAddr) -> Result<(), Failure> {
+pub(super) fn throttle(api: &super::ApiState, address: std::net::IpAddr) -> Result<(), Refusal> {
     if api.rate.admit(address, Instant::now()) {
         return Ok(());
     }
     api.metrics.throttled.inc();
-    Err(Failure::new(
-        429,
+    Err(Refusal::new(
         "too-many-requests",
         "too many attempts from this address; try again in a second",
     ))

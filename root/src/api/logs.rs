@@ -1,16 +1,16 @@
 //! Logs of an instance: its node dials a stream, which is passed on at the reader's pace.
 
 use super::Api;
-use super::error::Failure;
 use super::extract::{Params, Ref, Who, switch};
 use crate::streams::LogReceiver;
-use crate::tier::{Call, refuse_failure};
+use crate::tier::Call;
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
+use roble_daemon::refusal::Refusal;
 use roble_daemon::serve::Draining;
 use roble_proto::wire::StreamFrame;
 use serde::Deserialize;
@@ -31,7 +31,7 @@ pub(super) async fn logs(
     Ref(instance): Ref,
     Params(params): Params<LogParams>,
     Extension(Draining(draining)): Extension<Draining>,
-) -> Result<Response, Failure> {
+) -> Result<Response, Refusal> {
     let mut receiver = api.logs.expect();
     let call = Call::OpenLogs {
         instance,
@@ -40,10 +40,10 @@ pub(super) async fn logs(
         tail: params.tail,
     };
     api.handle.call(who, call).await?;
-    let late = || Failure::new(504, "log-timeout", "the node agreed, but its log did not arrive");
+    let late = || Refusal::new("log-timeout", "the node agreed, but its log did not arrive");
     let first = tokio::time::timeout(DIAL, receiver.next()).await.map_err(|_| late())?;
     if let Some(failure) = first.as_ref().and_then(|first| first.failure.clone()) {
-        return Err(refuse_failure(failure).into());
+        return Err(failure.into());
     }
     let pieces = futures_util::stream::unfold((first, receiver), piece).take_until(draining.cancelled_owned());
     let kind = [

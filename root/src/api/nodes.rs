@@ -1,11 +1,11 @@
 //! Nodes, for operators: their clusters know them, and are asked.
 
-use super::Api;
-use super::error::{Failure, Reply};
 use super::extract::{Params, Ref, RefAnd, Who};
+use super::{Api, Reply};
 use crate::tier::Call;
 use axum::Json;
 use axum::extract::State;
+use roble_daemon::refusal::Refusal;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -23,7 +23,7 @@ pub(super) async fn node(State(api): Api, Who(who): Who, Ref(reference): Ref) ->
     let is_it = |node: &&serde_json::Value| node["id"] == reference.as_str() || node["name"] == reference.as_str();
     let found = all.as_array().and_then(|all| all.iter().find(is_it)).cloned();
     let message = format!("there is no node `{reference}` that could be asked for; `roble get nodes` lists them");
-    found.map(Json).ok_or_else(|| Failure::new(404, "not-found", message))
+    found.map(Json).ok_or_else(|| Refusal::new("not-found", message))
 }
 
 pub(super) async fn change(State(api): Api, Who(who): Who, RefAnd(reference, what): RefAnd) -> Reply {

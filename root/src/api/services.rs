@@ -1,8 +1,7 @@
 //! Applications, services and instances.
 
-use super::Api;
-use super::error::Reply;
 use super::extract::{Body, Params, Raw, Ref, Who, switch};
+use super::{Api, Reply};
 use crate::tier::Call;
 use axum::Json;
 use axum::extract::State;

@@ -94,7 +94,7 @@ impl RootTier {
             Caller::Anonymous | Caller::Cluster(_) => None,
         };
         let message = "log in first: `roble login URL --credential ...`; the session may have expired";
-        user.cloned().ok_or_else(|| Refusal::new(401, "not-logged-in", message))
+        user.cloned().ok_or_else(|| Refusal::new("not-logged-in", message))
     }
 
     fn user_view(&self, user: &User) -> UserView {
@@ -122,7 +122,7 @@ impl RootTier {
     fn login(&mut self, login: &rest::Login, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) -> Answer {
         let wrong = || {
             let message = "the credential is not valid, or was used before; `roble-root credential` on the root's machine makes a new one";
-            Refusal::new(401, "credential-invalid", message)
+            Refusal::new("credential-invalid", message)
         };
         let credential = self
             .credentials
@@ -152,7 +152,7 @@ impl RootTier {
 
     fn new_credential(&mut self, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) -> Answer {
         let admin = self.users.values().find(|user| user.is_admin).cloned();
-        let admin = admin.ok_or_else(|| Refusal::new(500, "no-admin", "there is no admin user in the store"))?;
+        let admin = admin.ok_or_else(|| Refusal::new("no-admin", "there is no admin user in the store"))?;
         let secret = secret(rng);
         let credential = Credential {
             sha256: sha256_hex(secret.as_bytes()),
@@ -198,7 +198,7 @@ fn secret(rng: &mut dyn RngCore) -> String {
 }
 
 fn forbidden() -> Refusal {
-    Refusal::new(403, "forbidden", "this needs rights that the caller does not have")
+    Refusal::new("forbidden", "this needs rights that the caller does not have")
 }
 
 /// Action and object of a call that changes something.

@@ -6,7 +6,7 @@ use super::{Act, Answer, Change, Gather, GatherKind, Refusal, RootTier, parse_to
 use rand::RngCore;
 use roble_core::ids::{ChildId, ClusterId, OrganizationId};
 use roble_core::placement::{Explanation, Profile};
-use roble_core::registry::{JoinToken, Member, MemberState, RegistryError, TokenKind, TokenOptions};
+use roble_core::registry::{JoinToken, Member, MemberState, TokenKind, TokenOptions};
 use roble_core::tier::{Output, Write};
 use roble_core::time::Now;
 use roble_proto::rest::{CreateToken, CreatedToken, Deleted, Explained, JoinRequest, NodeView, TokenView};
@@ -15,10 +15,6 @@ use std::collections::BTreeSet;
 
 /// How long clusters may take to answer, milliseconds.
 const GATHER_MS: u64 = 8_000;
-/// How long a join token lives if nothing is said, milliseconds.
-const TOKEN_TTL_MS: u64 = 3_600_000;
-/// How long a join token may live at most, milliseconds: a week.
-const MAX_TOKEN_TTL_MS: u64 = 7 * 24 * 3_600_000;
 /// Events in an explanation.
 const EXPLAIN_EVENTS: usize = 20;
 
@@ -51,7 +47,7 @@ impl RootTier {
             Change::Cordon => self.registry.set_cordoned(id, true),
             Change::Uncordon => self.registry.set_cordoned(id, false),
         };
-        let member = changed.map_err(|error| refuse(&error))?;
+        let member = changed.map_err(Refusal::from)?;
         match change {
             Change::Approve => {
                 self.admit(&member);
@@ -92,7 +88,7 @@ impl RootTier {
         if let Some(token) = self.registry.token(request.token) {
             out.writes.push(model::put("token", &token.id, None, token));
         }
-        let member = joined.map_err(|error| refuse(&error))?;
+        let member = joined.map_err(Refusal::from)?;
         out.writes.push(model::put("member", &member.id, None, &member));
         self.admit(&member);
         let about = format!("cluster/{}", member.name);
@@ -115,7 +111,7 @@ impl RootTier {
     }
 
     pub(super) fn renew(&self, key_sha256: &str) -> Answer {
-        let member = self.registry.renew(key_sha256).map_err(|error| refuse(&error))?;
+        let member = self.registry.renew(key_sha256).map_err(Refusal::from)?;
         super::views::json(member)
     }
 
@@ -151,28 +147,22 @@ impl RootTier {
         rng: &mut dyn RngCore,
         out: &mut Output<Act>,
     ) -> Option<Answer> {
-        let ttl_ms = create.ttl_ms.unwrap_or(TOKEN_TTL_MS);
-        if ttl_ms == 0 || ttl_ms > MAX_TOKEN_TTL_MS {
-            let message = "a join token lives from 1 ms to 7 days";
-            return Some(Err(Refusal::new(422, "ttl-out-of-range", message)));
-        }
+        let options = match TokenOptions::asked(create.ttl_ms, create.needs_approval, create.name.clone()) {
+            Ok(options) => options,
+            Err(error) => return Some(Err(error.into())),
+        };
         if create.kind == TokenKind::Node {
             let cluster = match self.only_cluster(create.cluster.as_deref()) {
                 Ok(cluster) => cluster,
                 Err(refusal) => return Some(Err(refusal)),
             };
             let what = What::CreateJoinToken(wire::CreateJoinToken {
-                ttl_ms,
-                needs_approval: create.needs_approval,
-                name: create.name.clone().unwrap_or_default(),
+                ttl_ms: options.ttl_ms,
+                needs_approval: options.needs_approval,
+                name: options.name.unwrap_or_default(),
             });
             return self.gather(number, &[cluster], &what, GatherKind::One, now);
         }
-        let options = TokenOptions {
-            ttl_ms,
-            needs_approval: create.needs_approval,
-            name: create.name.clone(),
-        };
         let (record, secret) = self.registry.create_token(options, now.wall, rng);
         out.writes.push(model::put("token", &record.id, None, &record));
         let token = JoinToken {
@@ -202,12 +192,10 @@ impl RootTier {
         match (active.next(), active.next()) {
             (Some(one), None) => Ok(one.id),
             (None, _) => Err(Refusal::new(
-                409,
                 "no-cluster",
                 "no cluster has joined yet; `roble token create cluster` first",
             )),
             _ => Err(Refusal::new(
-                422,
                 "which-cluster",
                 "there are several clusters; say which with --cluster",
             )),
@@ -280,7 +268,7 @@ impl RootTier {
         };
         let Some(holder) = self.children.orchestrator().holder(instance) else {
             let message = format!("`{reference}` is nowhere yet; `roble explain {reference}` tells why");
-            return Some(Err(Refusal::new(409, "not-placed", message)));
+            return Some(Err(Refusal::new("not-placed", message)));
         };
         let logs = Some(wire::LogOptions { follow, tail });
         let what = What::OpenStream(wire::OpenStream {
@@ -437,13 +425,13 @@ impl RootTier {
         match gather.kind {
             GatherKind::One => Some(match gather.parts.into_iter().next() {
                 Some((_, Ok(json))) => parse(&json),
-                Some((_, Err(failure))) => Err(refuse_failure(failure)),
-                None => Err(Refusal::new(503, "cluster-unreachable", "no cluster is connected")),
+                Some((_, Err(failure))) => Err(failure.into()),
+                None => Err(Refusal::new("cluster-unreachable", "no cluster is connected")),
             }),
             GatherKind::Lists(mut all) => {
                 for (_, part) in gather.parts {
                     if let Ok(serde_json::Value::Array(mut list)) =
-                        part.map_err(refuse_failure).and_then(|json| parse(&json))
+                        part.map_err(Refusal::from).and_then(|json| parse(&json))
                     {
                         all.append(&mut list);
                     }
@@ -471,7 +459,7 @@ impl RootTier {
                 }
                 // A cluster that did not answer may be the one that has it.
                 let missing = || super::tenant::not_found("node", &reference, "roble get nodes");
-                Some(Err(silent.map_or_else(missing, refuse_failure)))
+                Some(Err(silent.map_or_else(missing, Refusal::from)))
             }
             GatherKind::Explain(mut explained) => {
                 match gather.parts.into_iter().next() {
@@ -490,48 +478,15 @@ impl RootTier {
 impl RootTier {
     /// The root's own tokens, as the beginning of a list of tokens.
     fn own_tokens(&self) -> Vec<serde_json::Value> {
-        let view = |token: &roble_core::registry::TokenRecord| TokenView {
-            id: token.id,
-            kind: TokenKind::Cluster,
-            cluster: None,
-            expires_at: token.expires_at,
-            needs_approval: token.needs_approval,
-            name: token.name.clone(),
-            used: token.used_by.is_some(),
-            reuse_attempts: token.reuse_attempts,
-        };
         self.registry
             .tokens()
-            .filter_map(|token| serde_json::to_value(view(token)).ok())
+            .filter_map(|token| serde_json::to_value(TokenView::of(token, TokenKind::Cluster, None)).ok())
             .collect()
     }
 }
 
 fn parse(json: &[u8]) -> Answer {
-    serde_json::from_slice(json)
-        .map_err(|_| Refusal::new(502, "cluster-answer", "the cluster's answer was not understood"))
-}
-
-fn refuse(error: &RegistryError) -> Refusal {
-    let status = match error {
-        RegistryError::Unknown => 404,
-        RegistryError::NameTaken(_) => 409,
-        RegistryError::BadName(_) | RegistryError::WrongName { .. } => 422,
-        RegistryError::BadToken | RegistryError::Expired(_) | RegistryError::Used | RegistryError::Revoked => 403,
-    };
-    Refusal::new(status, error.code(), error.to_string())
-}
-
-/// What a cluster answered, as the users' API says it.
-pub(crate) fn refuse_failure(failure: wire::Failure) -> Refusal {
-    let status = match failure.code.as_str() {
-        "cluster-unreachable" | "node-unreachable" => 503,
-        "not-placed" | "name-taken" => 409,
-        "unknown-member" => 404,
-        "invalid" | "ttl-too-long" => 422,
-        _ => 502,
-    };
-    Refusal::new(status, &failure.code, failure.message)
+    serde_json::from_slice(json).map_err(|_| Refusal::new("cluster-answer", "the cluster's answer was not understood"))
 }
 
 fn unreachable(name: &str) -> wire::Failure {

@@ -59,7 +59,7 @@ impl RootTier {
             "application {id} is `{}`, but the descriptor calls it `{}`",
             found.name, wanted.name
         );
-        Err(Refusal::new(409, "name-mismatch", message))
+        Err(Refusal::new("name-mismatch", message))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -213,14 +213,12 @@ impl RootTier {
         let mut service = self.tenant(organization).service(reference)?.clone();
         if service.deleting {
             return Err(Refusal::new(
-                409,
                 "deleting",
                 format!("service `{}` is being deleted", service.path),
             ));
         }
         if replicas > REPLICAS {
             return Err(Refusal::new(
-                422,
                 "out-of-range",
                 format!("replicas may be 0 to {REPLICAS}, not {replicas}"),
             ));

@@ -100,7 +100,6 @@ impl<'a> Tenant<'a> {
 pub(super) fn not_found(kind: &str, reference: &str, list: &str) -> Refusal {
     let reference: String = reference.chars().take(128).collect();
     Refusal::new(
-        404,
         "not-found",
         format!("there is no {kind} `{reference}`; `{list}` shows what there is"),
     )

@@ -12,7 +12,7 @@ use roble_proto::rest::{ApplicationView, ClusterView, InstanceView, ServiceView}
 
 /// A value as the answer to a call.
 pub(super) fn json(value: &impl serde::Serialize) -> Answer {
-    serde_json::to_value(value).map_err(|error| Refusal::new(500, "internal", error.to_string()))
+    serde_json::to_value(value).map_err(|error| Refusal::new("internal", error.to_string()))
 }
 
 impl RootTier {
