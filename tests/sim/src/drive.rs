@@ -1,7 +1,9 @@
 //! Driving the daemons: events to tiers, their acts to links, runtimes and users.
 
+use crate::identity::FIRST_REQUEST;
 use crate::net::{DOWN, UP};
 use crate::node::Op;
+use crate::points::Boundary;
 use crate::world::{Acts, Ev, Who, World};
 use prost::Message;
 use rand::Rng;
@@ -45,7 +47,10 @@ impl World {
                 }
             }
             Ev::Start(who) => {
-                if !self.is_up(who) && self.is_powered(who) {
+                if !self.is_up(who) && self.is_powered(who) && self.establish(who) {
+                    if let Some(member) = self.papers(who).home.clone() {
+                        self.take_identity(who, &member);
+                    }
                     self.log.line(self.t, format_args!("{who:?} starts"));
                     self.start(who);
                 }
@@ -84,14 +89,18 @@ impl World {
             }
             Ev::Fault(fault) => self.fault(fault),
             Ev::Work(work) => self.work(work),
+            Ev::Identity(step) => self.identify(step),
         }
     }
 
     /// Gives an input to a daemon and takes what it leads to.
     pub fn give(&mut self, who: Who, input: Input) {
         let t = self.t;
-        let rng = &mut self.rng;
         let is_tick = matches!(input, Input::Tick);
+        if !is_tick && self.is_up(who) && self.point(who, Boundary::Before) {
+            return;
+        }
+        let rng = &mut self.rng;
         let label = match &input {
             Input::Tick => "tick",
             Input::Root(_) | Input::Cluster(_) | Input::Node(_) => "event",
@@ -136,6 +145,10 @@ impl World {
         );
         self.watch(who);
         self.watch_steps(who, &acts);
+        let written = writes.len();
+        if written > 0 && self.point(who, Boundary::Decided(written)) {
+            return;
+        }
         let sync = if writes.is_empty() {
             0
         } else {
@@ -151,7 +164,7 @@ impl World {
         if is_tick || next < next_tick {
             self.tick_at(who, next);
         }
-        if acts_len(&acts) > 0 {
+        if acts_len(&acts) > 0 || (written > 0 && self.points.counting) {
             let at = if acts_first { t } else { disk_at };
             let life = self.life(who);
             self.push(at, Ev::Acts(who, life, acts));
@@ -160,9 +173,13 @@ impl World {
 
     /// Performs acts.
     pub fn release(&mut self, who: Who, acts: Acts) {
+        let total = acts_len(&acts);
         match acts {
             Acts::Root(acts) => {
-                for act in acts {
+                for (done, act) in acts.into_iter().enumerate() {
+                    if self.point(who, Boundary::Acts(done, total)) {
+                        return;
+                    }
                     match act {
                         root::Act::Answer(number, answer) => self.answered(number, answer),
                         root::Act::Send(to, frame) => {
@@ -180,13 +197,19 @@ impl World {
                 }
             }
             Acts::Cluster(acts) => {
-                for act in acts {
+                for (done, act) in acts.into_iter().enumerate() {
+                    if self.point(who, Boundary::Acts(done, total)) {
+                        return;
+                    }
                     self.cluster_act(who, act);
                 }
             }
             Acts::Node(acts) => {
                 let Who::Node(index) = who else { return };
-                for act in acts {
+                for (done, act) in acts.into_iter().enumerate() {
+                    if self.point(who, Boundary::Acts(done, total)) {
+                        return;
+                    }
                     match act {
                         node::Act::Send(bytes) => {
                             let link = self.link_of(who);
@@ -199,6 +222,7 @@ impl World {
                 }
             }
         }
+        self.point(who, Boundary::Acts(total, total));
     }
 
     fn cluster_act(&mut self, who: Who, act: cluster::Act) {
@@ -219,6 +243,9 @@ impl World {
                     let link = self.link_of(Who::Node(node));
                     self.cut(link, 500);
                 }
+            }
+            cluster::Act::Joined(number, result) if number >= FIRST_REQUEST => {
+                self.granted(number, result.map_err(|refusal| refusal.to_string()));
             }
             cluster::Act::Joined(number, result) => self.rejoined(index, number, &result),
             cluster::Act::Note(cluster::Note::Violation(what)) => self.violate("protocol", what),
@@ -299,7 +326,9 @@ impl World {
         self.push(again, Ev::Dial(link));
         let child = self.child_of(link);
         let expelled = matches!(child, Who::Node(index) if self.nodes[index].expelled);
-        let free = self.links[link].child.is_none() && self.links[link].is_open() && !expelled;
+        let valid_from = self.links[link].valid_from;
+        let is_valid = valid_from == 0 || self.papers(child).in_force >= valid_from;
+        let free = self.links[link].child.is_none() && self.links[link].is_open() && !expelled && is_valid;
         if !free || !self.is_up(child) || !self.is_up(self.parent_of(link)) {
             return;
         }

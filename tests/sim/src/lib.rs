@@ -11,15 +11,19 @@
 //!
 //! - [`world`]: the queue, the daemons, how a tree is installed; [`drive`]: events in, acts out
 //! - [`daemon`]: disk and clocks; [`net`]: links; [`node`]: the runtime, the truth about what runs
+//! - [`points`]: boundaries between steps, and a crash at one; [`sweep`]: a crash at each; [`identity`]: joining, renewing
 //! - [`work`]: the users; [`faults`]: what breaks; [`check`]: the invariants; [`log`]: the trace and its hash
 
 pub mod check;
 pub mod daemon;
 pub mod drive;
 pub mod faults;
+pub mod identity;
 pub mod log;
 pub mod net;
 pub mod node;
+pub mod points;
+pub mod sweep;
 pub mod work;
 pub mod world;
 

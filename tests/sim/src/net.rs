@@ -30,6 +30,8 @@ pub struct Link {
     /// What waits for a blocked direction to open again.
     pub held: [Vec<(u64, Vec<u8>)>; 2],
     connections: u64,
+    /// Only who shows a certificate of at least this number gets through.
+    pub valid_from: u64,
 }
 
 /// Upwards, to index what a [`Link`] has per direction.

@@ -1,6 +1,7 @@
 //! The users: what they ask of the tree, and what they were promised.
 
 use crate::drive::Input;
+use crate::identity::FIRST_REQUEST;
 use crate::world::{Ev, Who, World};
 use rand::Rng;
 use roble_cluster::tier::Event as ClusterEvent;
@@ -51,6 +52,44 @@ pub struct Wanted {
     cluster: Option<String>,
 }
 
+impl Wanted {
+    /// A service that any node could run.
+    pub const fn plain(content: u64, replicas: u32) -> Self {
+        Self {
+            content,
+            replicas,
+            cpu_millis: 100,
+            memory_mib: 32,
+            port: None,
+            fenced: false,
+            job: false,
+            zone: None,
+            cluster: None,
+        }
+    }
+
+    /// The same, at most once at any moment.
+    #[must_use]
+    pub const fn fenced(mut self) -> Self {
+        self.fenced = true;
+        self
+    }
+
+    /// The same, with a port of its node.
+    #[must_use]
+    pub const fn published(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// The same, on this cluster only.
+    #[must_use]
+    pub fn on(mut self, cluster: &str) -> Self {
+        self.cluster = Some(cluster.to_owned());
+        self
+    }
+}
+
 /// What is known of a service.
 #[derive(Debug, Clone)]
 pub struct Known {
@@ -59,7 +98,7 @@ pub struct Known {
     /// What it may be now; more than one after a call without an answer. `None`: deleted.
     pub may_be: Vec<Option<Wanted>>,
     /// The call under way.
-    busy: bool,
+    pub busy: bool,
 }
 
 struct Pending {
@@ -81,6 +120,10 @@ pub struct Users {
     pub admitted: BTreeMap<TokenId, BTreeSet<String>>,
     /// Applies that were acknowledged.
     pub acknowledged: u64,
+    /// The operator's call whose answer is kept.
+    pub operator: Option<u64>,
+    /// Its answer.
+    pub operator_answer: Option<Answer>,
 }
 
 impl Users {
@@ -91,6 +134,7 @@ impl Users {
 
     /// The root died: who waits for an answer does not know what became of the call.
     pub fn lost_calls(&mut self) {
+        self.operator = None;
         for (_, pending) in std::mem::take(&mut self.pending) {
             if let Some(known) = self.services.get_mut(&pending.name) {
                 known.may_be.push(pending.wanted);
@@ -244,6 +288,16 @@ impl World {
         sure.into_iter().nth(index)
     }
 
+    /// A user's service of this name, which is not there yet.
+    pub fn announce(&mut self, name: &str) {
+        let known = Known {
+            owner: 0,
+            may_be: vec![None],
+            busy: false,
+        };
+        self.users.services.entry(name.to_owned()).or_insert(known);
+    }
+
     /// Somebody wants something.
     pub fn work(&mut self, work: Work) {
         self.log.line(self.t, format_args!("work {work:?}"));
@@ -292,7 +346,7 @@ impl World {
             Work::Cordon(cordon) => {
                 let node = self.rng.random_range(0..self.nodes.len());
                 let change = if cordon { Change::Cordon } else { Change::Uncordon };
-                self.operate(Call::ChangeNode(self.nodes[node].name.clone(), change));
+                let _ = self.operate(Call::ChangeNode(self.nodes[node].name.clone(), change));
             }
             Work::Revoke => {
                 let node = self.rng.random_range(0..self.nodes.len());
@@ -301,20 +355,25 @@ impl World {
                     .iter()
                     .filter(|host| host.cluster == self.nodes[node].cluster);
                 if siblings.count() > 1 {
-                    self.operate(Call::ChangeNode(self.nodes[node].name.clone(), Change::Revoke));
+                    let _ = self.operate(Call::ChangeNode(self.nodes[node].name.clone(), Change::Revoke));
                 }
             }
             Work::ReuseToken => self.reuse_token(),
         }
     }
 
-    fn operate(&mut self, call: Call) {
+    /// The operator calls; the number of the call.
+    pub fn operate(&mut self, call: Call) -> u64 {
         self.users.calls += 1;
-        let event = RootEvent::Call(self.users.calls, Caller::Session(SESSIONS[0].to_owned()), call);
+        let number = self.users.calls;
+        let event = RootEvent::Call(number, Caller::Session(SESSIONS[0].to_owned()), call);
+        self.users.operator = Some(number);
         self.give(Who::Root, Input::Root(Box::new(event)));
+        number
     }
 
-    fn call(&mut self, name: String, wanted: Option<Wanted>, call: Call) {
+    /// Somebody calls about a service of his.
+    pub fn call(&mut self, name: String, wanted: Option<Wanted>, call: Call) {
         self.users.calls += 1;
         let number = self.users.calls;
         let Some(known) = self.users.services.get_mut(&name) else {
@@ -329,6 +388,18 @@ impl World {
 
     /// An answer reached its user.
     pub fn answered(&mut self, number: u64, answer: Answer) {
+        if number >= FIRST_REQUEST {
+            let member = match answer {
+                Ok(value) => serde_json::from_value::<Member>(value).map_err(|error| error.to_string()),
+                Err(refusal) => Err(refusal.body.message),
+            };
+            self.granted(number, member);
+            return;
+        }
+        if self.users.operator.is_some_and(|asked| asked == number) {
+            self.users.operator_answer = Some(answer);
+            return;
+        }
         let Some(pending) = self.users.pending.remove(&number) else {
             return;
         };
@@ -345,6 +416,8 @@ impl World {
                     self.log.detail(self.t, || format!("{applied:?}"));
                 }
             }
+            // Deleted by the same call before, whose answer was lost.
+            Err(refusal) if pending.wanted.is_none() && refusal.status == 404 => known.may_be = vec![None],
             Err(refusal) => {
                 let detail = format!("{} refused: {:?}", pending.name, refusal.body);
                 self.violate("I6", detail);

@@ -2,9 +2,11 @@
 
 use crate::daemon::Daemon;
 use crate::faults::Fault;
+use crate::identity::{Papers, Step};
 use crate::log::Log;
 use crate::net::{Link, Weather};
 use crate::node::{Host, Op};
+use crate::points::Points;
 use crate::work::Work;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -35,6 +37,8 @@ pub struct Plan {
     pub gentle: bool,
     /// Nodes per cluster.
     pub nodes: Vec<usize>,
+    /// So many of the clusters have joined before the run, with their nodes; the others are only there.
+    pub installed: usize,
     /// The network.
     pub weather: Weather,
     /// When all faults end.
@@ -63,6 +67,7 @@ impl Plan {
         Self {
             seed,
             gentle,
+            installed: nodes.len(),
             nodes,
             weather: Weather {
                 latency_ms: [20, 150, 600][rng.random_range(0..if gentle { 2 } else { 3 })],
@@ -128,6 +133,8 @@ pub enum Ev {
     Fault(Fault),
     /// Somebody wants something.
     Work(Work),
+    /// A step of getting or renewing an identity.
+    Identity(Step),
 }
 
 /// A cluster and its machine.
@@ -175,6 +182,18 @@ pub struct World {
     pub users: crate::work::Users,
     /// What was found wrong.
     pub violations: Vec<Violation>,
+    /// Boundaries between steps, for the sweep over all of them.
+    pub points: Points,
+    /// The identities of daemons, where a run is about them.
+    pub papers: BTreeMap<Who, Papers>,
+    /// Requests for certificates: who asked.
+    pub asked: BTreeMap<u64, Who>,
+    /// How many requests, keys and certificates were made.
+    pub requests: u64,
+    /// See [`Self::requests`].
+    pub keys: u64,
+    /// See [`Self::requests`].
+    pub serials: u64,
 }
 
 impl World {
@@ -192,6 +211,12 @@ impl World {
             links: Vec::new(),
             users: crate::work::Users::default(),
             violations: Vec::new(),
+            points: Points::default(),
+            papers: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            requests: 0,
+            keys: 0,
+            serials: 0,
             plan,
         };
         world.install();
@@ -204,14 +229,19 @@ impl World {
         let sizes = self.plan.nodes.clone();
         for index in 0..sizes.len() {
             let name = format!("c{index}");
-            let member = self.join_cluster(&name);
+            let is_installed = index < self.plan.installed;
+            let id = if is_installed {
+                ClusterId(self.join_cluster(&name).id.0)
+            } else {
+                "ffffffffffffffffffffffff".parse().expect("an id")
+            };
             self.links.push(Link::default());
             let mut labels = Labels::new();
             labels.insert("site".to_owned(), name.clone());
             self.clusters.push(ClusterHost {
                 daemon: Daemon::default(),
                 config: ClusterConfig {
-                    id: ClusterId(member.id.0),
+                    id,
                     name,
                     labels,
                     address: "192.0.2.1".to_owned(),
@@ -220,9 +250,11 @@ impl World {
                     software: "sim".to_owned(),
                     pin: "00".repeat(32),
                 },
-                id: ClusterId(member.id.0),
+                id,
             });
-            self.start(Who::Cluster(index));
+            if is_installed {
+                self.start(Who::Cluster(index));
+            }
             let at = self.rng.random_range(0..500);
             self.push(at, Ev::Dial(index));
         }
@@ -232,8 +264,10 @@ impl World {
                 let host = Host::new(index, cluster, &mut self.rng);
                 self.nodes.push(host);
                 self.links.push(Link::default());
-                self.join_node(index);
-                self.start(Who::Node(index));
+                if cluster < self.plan.installed {
+                    self.join_node(index);
+                    self.start(Who::Node(index));
+                }
                 let at = self.rng.random_range(0..500);
                 let link = self.link_of(Who::Node(index));
                 self.push(at, Ev::Dial(link));
