@@ -10,10 +10,11 @@ use crate::command::login::log_in;
 use crate::console::Console;
 use crate::context::Environment;
 use crate::failure::Failure;
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
 use plan::Plan;
 use process::{Processes, run, wait_for};
+use roble_daemon::files::{SECRET_MODE, write_atomic};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -229,10 +230,10 @@ async fn start_cluster(plan: &Plan, processes: &mut Processes<'_>) -> anyhow::Re
         "--broker",
         &plan.broker,
     ];
-    let token;
+    let token = plan.file("cluster.token");
     if !joined(&["get", "clusters"], plan::CLUSTER) {
-        token = secret(&["token", "create", "cluster", "--name", plan::CLUSTER, "-o", "json"])?;
-        args.extend(["--join", &token]);
+        keep_token(&token, &["create", "cluster", "--name", plan::CLUSTER])?;
+        args.extend(["--join-file", &token]);
     }
     processes.ensure("cluster", &binary, &args)?;
     wait_for("roble-cluster to be ready", START, || {
@@ -306,20 +307,13 @@ async fn start_node(plan: &Plan, node: &plan::Node, processes: &mut Processes<'_
         "--allocatable-memory",
         &memory,
     ];
-    let token;
+    let token = plan.file(&format!("{}.token", node.name));
     if !joined(&["get", "nodes"], &node.name) {
-        token = secret(&[
-            "token",
-            "create",
-            "node",
-            "--cluster",
-            plan::CLUSTER,
-            "--name",
-            &node.name,
-            "-o",
-            "json",
-        ])?;
-        args.extend(["--join", &token]);
+        keep_token(
+            &token,
+            &["create", "node", "--cluster", plan::CLUSTER, "--name", &node.name],
+        )?;
+        args.extend(["--join-file", &token]);
     }
     processes.ensure(&node.name, "nsenter", &args)?;
     wait_for(&format!("{} to join", node.name), START, || {
@@ -348,12 +342,12 @@ fn joined(list: &[&str], name: &str) -> bool {
     })
 }
 
-fn secret(args: &[&str]) -> anyhow::Result<String> {
-    let created: serde_json::Value = serde_json::from_str(&roble(args)?)?;
-    match created["token"].as_str() {
-        Some(token) => Ok(token.to_owned()),
-        None => bail!("the root gave no token"),
-    }
+/// Makes a join token and puts it into `file`, where only the daemon that joins may read it.
+fn keep_token(file: &str, create: &[&str]) -> anyhow::Result<()> {
+    let args = [&["token"], create, &["-o", "json"]].concat();
+    let created: serde_json::Value = serde_json::from_str(&roble(&args)?)?;
+    let token = created["token"].as_str().context("the root gave no token")?;
+    Ok(write_atomic(std::path::Path::new(file), token.as_bytes(), SECRET_MODE)?)
 }
 
 async fn down_all(down: &Down, environment: &Environment, console: &mut Console) -> Result<(), Failure> {

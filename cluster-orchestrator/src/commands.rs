@@ -7,10 +7,11 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use http::Method;
 use roble_core::registry::MemberState;
+use roble_daemon::config::{Inputs, Outcome, parse};
 use roble_proto::rest::{CreatedToken, NodeView, TokenView};
 use serde::de::DeserializeOwned;
 
-use crate::config::{SOCKET, STATE_DIR};
+use crate::config::{SOCKET, SPEC};
 use crate::local::{NewToken, Status};
 use crate::request;
 
@@ -24,9 +25,12 @@ pub const WORDS: &[&str] = &["token", "nodes", "status"];
     about = "Commands at the site, for the cluster orchestrator that runs here."
 )]
 pub struct CommandLine {
-    /// Folder of the daemon's state
-    #[arg(long, global = true, env = "ROBLE_CLUSTER_STATE_DIR", default_value = STATE_DIR)]
-    pub state_dir: PathBuf,
+    /// Folder of the daemon's state, if it is not the one in the daemon's configuration
+    #[arg(long, global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// The daemon's configuration file, if it is not in its usual place
+    #[arg(long, global = true)]
+    pub config: Option<String>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -98,12 +102,27 @@ pub enum NodesCommand {
 }
 
 impl CommandLine {
+    /// Where the daemon keeps its state: as said, else as its configuration says.
+    fn state_dir(&self) -> anyhow::Result<PathBuf> {
+        if let Some(folder) = &self.state_dir {
+            return Ok(folder.clone());
+        }
+        let mut inputs = Inputs::of_process().without_args();
+        if let Some(file) = &self.config {
+            inputs = inputs.args(["--config", file]);
+        }
+        match parse(&SPEC, &inputs)? {
+            Outcome::Run(config) => Ok(config.path("state_dir").to_owned()),
+            Outcome::Print(_) => anyhow::bail!("say --state-dir"),
+        }
+    }
+
     /// Does it; returns what to print.
     ///
     /// # Errors
     /// What the daemon said, or that it does not run.
     pub async fn run(self) -> anyhow::Result<String> {
-        let socket = self.state_dir.join(SOCKET);
+        let socket = self.state_dir()?.join(SOCKET);
         let ask = Ask(&socket);
         let change = match self.command {
             Command::Token {

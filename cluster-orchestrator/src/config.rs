@@ -1,14 +1,14 @@
 //! The daemon's settings: one table, one typed view.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use roble_core::labels::{CLUSTER_TYPE, Labels};
 use roble_core::liveness::Clocks;
-use roble_core::registry::{JoinToken, TokenKind};
-use roble_daemon::config::{COMMON, Config, Kind, Setting, Spec};
-use roble_daemon::files;
+use roble_core::registry::TokenKind;
+use roble_daemon::config::{COMMON, Config, Kind, STORE, Setting, Spec, state_dir};
+use roble_daemon::join::{self, TokenSource};
 use roble_link::child::ChildClocks;
 use roble_proto::limits::ROOT_API_PORT;
 use roble_store::BackendKind;
@@ -17,23 +17,15 @@ use roble_store::BackendKind;
 pub const STATE_DIR: &str = "/var/lib/roble-cluster";
 /// The local API's socket, in the state folder.
 pub const SOCKET: &str = "cluster.sock";
-/// Longest file with a join token that is read.
-const MAX_TOKEN_BYTES: u64 = 4 * 1024;
 
 /// What only this daemon has.
 pub static SETTINGS: &[Setting] = &[
-    Setting::new("state_dir", Kind::Path, "folder for what must survive a restart").default(STATE_DIR),
+    state_dir(STATE_DIR),
     Setting::new(
         "root",
         Kind::String,
         "the root's API, as HOST or HOST:PORT (10000); kept after the join",
     ),
-    Setting::new(
-        "join",
-        Kind::String,
-        "join token, or the absolute path of a file with it; needed once",
-    )
-    .secret(),
     Setting::new(
         "name",
         Kind::String,
@@ -48,12 +40,7 @@ pub static SETTINGS: &[Setting] = &[
     .default(""),
     Setting::new("listen.mqtt", Kind::Address, "where nodes connect").default("0.0.0.0:10003"),
     Setting::new("listen.api", Kind::Address, "where nodes join, renew and bring streams").default("0.0.0.0:10100"),
-    Setting::new(
-        "store.backend",
-        Kind::Choice(&["redb", "sled", "memory"]),
-        "how state is kept",
-    )
-    .default("redb"),
+    STORE,
     Setting::new(
         "broker.kind",
         Kind::Choice(&["embedded", "mosquitto"]),
@@ -99,7 +86,7 @@ pub static SPEC: Spec = Spec {
     version: env!("CARGO_PKG_VERSION"),
     prefix: "ROBLE_CLUSTER_",
     default_file: Some("/etc/roble/cluster.toml"),
-    settings: &[COMMON, SETTINGS],
+    settings: &[COMMON, join::SETTINGS, SETTINGS],
     flags: &[],
 };
 
@@ -122,8 +109,8 @@ pub struct DaemonConfig {
     pub state_dir: PathBuf,
     /// The root's API as `host:port`, if given.
     pub root: Option<String>,
-    /// The join token, if given.
-    pub join: Option<JoinToken>,
+    /// Where the join token is.
+    pub join: TokenSource,
     /// Name at the root.
     pub name: String,
     /// Labels of the cluster.
@@ -174,11 +161,7 @@ impl DaemonConfig {
         Ok(Self {
             state_dir: config.path("state_dir").into(),
             root: config.try_string("root").map(root_address).transpose()?,
-            join: config
-                .try_string("join")
-                .filter(|text| !text.is_empty())
-                .map(join_token)
-                .transpose()?,
+            join: TokenSource::of(config, TokenKind::Cluster).map_err(|error| wrong("join", error.to_string()))?,
             advertise: if advertise.is_empty() {
                 name.clone()
             } else {
@@ -268,23 +251,6 @@ fn root_address(text: &str) -> Result<String, ConfigError> {
 /// The host of `host:port`, with the brackets of IPv6.
 pub fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
-}
-
-fn join_token(text: &str) -> Result<JoinToken, ConfigError> {
-    let text = if text.starts_with('/') {
-        let read = files::read_optional(Path::new(text), MAX_TOKEN_BYTES);
-        let bytes = read.map_err(|error| wrong("join", format!("{:#}", anyhow::Error::new(error))))?;
-        let bytes = bytes.ok_or_else(|| wrong("join", "there is no such file"))?;
-        String::from_utf8_lossy(&bytes).into_owned()
-    } else {
-        text.to_owned()
-    };
-    let token: JoinToken = text.trim().parse().map_err(|error| wrong("join", format!("{error}")))?;
-    if token.kind != TokenKind::Cluster {
-        let what = "this token lets a node join; make one with `roble token create cluster`";
-        return Err(wrong("join", what));
-    }
-    Ok(token)
 }
 
 fn labels(list: &[String]) -> Result<Labels, ConfigError> {

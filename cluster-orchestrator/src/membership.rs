@@ -32,9 +32,13 @@ const MAX_BYTES: u64 = 256 * 1024;
 pub enum JoinError {
     /// Nobody said where and with what.
     #[error(
-        "this cluster has not joined yet: start it with --root ADDRESS --join TOKEN (`roble token create --kind cluster`)"
+        "this cluster has not joined yet: start it with --root ADDRESS and --join TOKEN or --join-file FILE; \
+         `roble token create cluster` makes a token"
     )]
     NotJoined,
+    /// The join token cannot be used.
+    #[error("join token")]
+    Token(#[from] roble_daemon::join::TokenError),
     /// The root's answer is final.
     #[error("join")]
     Join(#[from] roble_daemon::join::JoinError),

@@ -56,6 +56,20 @@ pub static COMMON: &[Setting] = &[
     .default("10s"),
 ];
 
+/// Where a daemon keeps what must survive a restart; every daemon has it.
+pub const fn state_dir(default: &'static str) -> Setting {
+    Setting::new("state_dir", Kind::Path, "folder for what must survive a restart").default(default)
+}
+
+/// What keeps a daemon's state; every daemon with a store has it.
+pub const STORE: Setting = Setting::new(
+    "store.backend",
+    Kind::Choice(&["redb", "sled", "memory"]),
+    "what keeps the state",
+)
+.default("redb")
+.flag("store");
+
 /// One mistake. Values of secrets are not in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {

@@ -1,6 +1,8 @@
 //! How a machine gets its identity from the tier above, and keeps it: the same for a cluster at the root and a node at a
 //! cluster. The key never leaves the machine; the pin in the token is checked before the token is shown.
 
+use crate::config::{Config, Kind, Setting};
+use crate::files::{self, FileError};
 use crate::pki::{PkiError, PrivateKey, certificate_request_to_pem};
 use crate::tls::{DialError, Dialer};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -8,8 +10,9 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use rand::RngCore;
 use roble_core::backoff::Backoff;
-use roble_core::registry::{JoinToken, MemberState};
+use roble_core::registry::{JoinToken, MemberState, ParseTokenError, TokenKind};
 use roble_proto::rest::{ErrorBody, JoinGrant, JoinRequest, RenewRequest};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Largest answer that is read, bytes.
@@ -21,6 +24,96 @@ const WAIT: Backoff = Backoff {
     base_ms: 1_000,
     cap_ms: 15_000,
 };
+
+/// Longest file with a token that is read, bytes.
+const TOKEN_BYTES: u64 = 4 * 1024;
+
+/// By what a machine joins; the same for a cluster and a node.
+pub static SETTINGS: &[Setting] = &[
+    Setting::new(
+        "join",
+        Kind::String,
+        "join token, for the first start; made by `roble token create`",
+    )
+    .secret(),
+    Setting::new(
+        "join_file",
+        Kind::Path,
+        "file with the join token, which then stands neither on the command line nor in the environment",
+    ),
+];
+
+/// Where the join token is, as the settings say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum TokenSource {
+    /// Nowhere: this machine has joined before.
+    #[default]
+    Nowhere,
+    /// It was given itself.
+    Given(JoinToken),
+    /// In this file, which is read only if the machine has not joined: it may be gone later.
+    File(PathBuf),
+}
+
+/// Why a join token cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It is none.
+    #[error(transparent)]
+    Parse(#[from] ParseTokenError),
+    /// For something else.
+    #[error("this token lets a {0} join; make one with `roble token create {1}`")]
+    Kind(TokenKind, TokenKind),
+    /// Two places.
+    #[error("give `join` or `join_file`, not both")]
+    Both,
+    /// No such file.
+    #[error("there is no file {0}")]
+    NoFile(PathBuf),
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl TokenSource {
+    /// As set with [`SETTINGS`]. `kind`: what this machine is.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn of(config: &Config, kind: TokenKind) -> Result<Self, TokenError> {
+        let text = config.try_string("join").filter(|text| !text.is_empty());
+        match (text, config.try_path("join_file")) {
+            (Some(_), Some(_)) => Err(TokenError::Both),
+            (Some(text), None) => token(text, kind).map(Self::Given),
+            (None, Some(path)) => Ok(Self::File(path.to_owned())),
+            (None, None) => Ok(Self::Nowhere),
+        }
+    }
+
+    /// The token, if there is one. `kind`: what this machine is.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn read(&self, kind: TokenKind) -> Result<Option<JoinToken>, TokenError> {
+        match self {
+            Self::Nowhere => Ok(None),
+            Self::Given(token) => Ok(Some(token.clone())),
+            Self::File(path) => {
+                let bytes = files::read_optional(path, TOKEN_BYTES)?.ok_or_else(|| TokenError::NoFile(path.clone()))?;
+                token(&String::from_utf8_lossy(&bytes), kind).map(Some)
+            }
+        }
+    }
+}
+
+fn token(text: &str, kind: TokenKind) -> Result<JoinToken, TokenError> {
+    let token: JoinToken = text.trim().parse()?;
+    if token.kind == kind {
+        Ok(token)
+    } else {
+        Err(TokenError::Kind(token.kind, kind))
+    }
+}
 
 /// Why an identity could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -184,4 +277,54 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Inputs, Outcome, Spec, parse};
+
+    static SPEC: Spec = Spec {
+        daemon: "test",
+        about: "",
+        version: "0",
+        prefix: "TEST_",
+        default_file: None,
+        settings: &[SETTINGS],
+        flags: &[],
+    };
+
+    fn source(args: &[&str]) -> Result<TokenSource, TokenError> {
+        match parse(&SPEC, &Inputs::default().args(args.iter().copied())) {
+            Ok(Outcome::Run(config)) => TokenSource::of(&config, TokenKind::Node),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_token_comes_from_the_command_line_or_a_file_and_is_of_the_right_kind() {
+        let node = format!("roble1.node@{0}.{0}.{1}.{1}", "0".repeat(24), "ab".repeat(32));
+        let cluster = format!("roble1.cluster.{}.{1}.{1}", "0".repeat(24), "ab".repeat(32));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let file = path.to_str().unwrap();
+
+        let given = source(&["--join", &node]).unwrap();
+        assert_eq!(given.read(TokenKind::Node).unwrap().unwrap().reveal(), node);
+        assert_eq!(source(&[]).unwrap().read(TokenKind::Node).unwrap(), None);
+        assert!(matches!(source(&["--join", "abc"]), Err(TokenError::Parse(_))));
+        assert!(matches!(
+            source(&["--join", &cluster]),
+            Err(TokenError::Kind(TokenKind::Cluster, TokenKind::Node))
+        ));
+        assert!(matches!(
+            source(&["--join", &node, "--join-file", file]),
+            Err(TokenError::Both)
+        ));
+        // A file that is gone matters only to who has not joined yet.
+        let in_file = source(&["--join-file", file]).unwrap();
+        assert!(matches!(in_file.read(TokenKind::Node), Err(TokenError::NoFile(_))));
+        std::fs::write(&path, format!("{node}\n")).unwrap();
+        assert_eq!(in_file.read(TokenKind::Node).unwrap().unwrap().reveal(), node);
+    }
 }

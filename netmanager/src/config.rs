@@ -1,13 +1,13 @@
 //! The daemon's settings: one table, one typed view.
 
 use crate::range::{EndpointRange, ParseRangeError};
-use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, Setting, Spec};
+use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, Setting, Spec, state_dir};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// What only this daemon has.
 pub static SETTINGS: &[Setting] = &[
-    Setting::new("state.dir", Kind::Path, "folder for what must survive a restart").default("/var/lib/roble/net"),
+    state_dir("/var/lib/roble/net"),
     Setting::new("socket", Kind::Path, "Unix socket of the local API").default("/run/roble/net.sock"),
     Setting::new("endpoint.range", Kind::String, "IPv4 block of this node's containers").default("10.18.0.0/26"),
     Setting::new("node.name", Kind::String, "name of this node in logs").default("local"),
@@ -58,7 +58,7 @@ impl NetConfig {
     /// [`ParseRangeError`].
     pub fn build(config: &Config) -> Result<Self, ParseRangeError> {
         Ok(Self {
-            state_dir: config.path("state.dir").into(),
+            state_dir: config.path("state_dir").into(),
             socket: config.path("socket").into(),
             endpoint_range: config.string("endpoint.range").parse()?,
             node_name: config.string("node.name").into(),

@@ -1,26 +1,21 @@
 //! The daemon's settings: one table, one typed view.
 
 use roble_core::labels::{ARCH, Labels};
-use roble_core::registry::{JoinToken, ParseTokenError};
+use roble_core::registry::TokenKind;
 use roble_core::resources::Resources;
-use roble_daemon::config::{COMMON, Config, Kind, Setting, Spec};
+use roble_daemon::config::{COMMON, Config, Kind, STORE, Setting, Spec, state_dir};
+use roble_daemon::join::{self, TokenError, TokenSource};
 use roble_proto::limits::CLUSTER_API_PORT;
 use std::path::PathBuf;
 
 /// What only this daemon has.
 pub static SETTINGS: &[Setting] = &[
-    Setting::new("state.dir", Kind::Path, "folder for what must survive a restart").default("/var/lib/roble/node"),
+    state_dir("/var/lib/roble/node"),
     Setting::new(
         "cluster",
         Kind::String,
         "HOST or HOST:PORT of the cluster's API (port 10100); asked for at the first start",
     ),
-    Setting::new(
-        "join",
-        Kind::String,
-        "join token, for the first start; made by `roble token create node`",
-    )
-    .secret(),
     Setting::new("name", Kind::String, "name of this node; the host's name if not given"),
     Setting::new(
         "advertise",
@@ -38,12 +33,7 @@ pub static SETTINGS: &[Setting] = &[
         Kind::Size,
         "memory that may be reserved; what the machine has less 256 MiB if not given",
     ),
-    Setting::new(
-        "store.backend",
-        Kind::Choice(&["redb", "sled", "memory"]),
-        "where assignments are kept",
-    )
-    .default("redb"),
+    STORE,
     Setting::new("containerd.socket", Kind::Path, "containerd's socket").default("/run/containerd/containerd.sock"),
     Setting::new(
         "containerd.namespace",
@@ -79,16 +69,16 @@ pub static SPEC: Spec = Spec {
     version: env!("CARGO_PKG_VERSION"),
     prefix: "ROBLE_NODE_",
     default_file: Some("/etc/roble/node.toml"),
-    settings: &[COMMON, SETTINGS],
+    settings: &[COMMON, join::SETTINGS, SETTINGS],
     flags: &[],
 };
 
 /// Why a setting cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The join token is none.
+    /// The join token cannot be used.
     #[error("join")]
-    Token(#[from] ParseTokenError),
+    Token(#[from] TokenError),
     /// A label is not a pair.
     #[error("labels: `{0}` is not KEY=VALUE")]
     Label(String),
@@ -105,7 +95,7 @@ pub struct NodeSettings {
     /// `host:port` of the cluster's API, if given.
     pub cluster: Option<String>,
     /// For the first start.
-    pub join: Option<JoinToken>,
+    pub join: TokenSource,
     /// Name of this node.
     pub name: String,
     /// Address of published ports, if given.
@@ -154,9 +144,9 @@ impl NodeSettings {
             _ => format!("{host}:{CLUSTER_API_PORT}"),
         };
         Ok(Self {
-            state_dir: config.path("state.dir").into(),
+            state_dir: config.path("state_dir").into(),
             cluster: config.try_string("cluster").map(with_port),
-            join: config.try_string("join").map(str::parse).transpose()?,
+            join: TokenSource::of(config, TokenKind::Node)?,
             name: config.try_string("name").map_or_else(host_name, str::to_owned),
             advertise: config.try_string("advertise").map(str::to_owned),
             labels,

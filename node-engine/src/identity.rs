@@ -1,8 +1,9 @@
 //! This node's identity: joined for once, kept in the state folder, renewed while running.
 
 use crate::config::NodeSettings;
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use roble_core::ids::{ClusterId, NodeId};
+use roble_core::registry::TokenKind;
 use roble_daemon::clock::VerifierClock;
 use roble_daemon::files::{SECRET_MODE, read_optional, write_atomic};
 use roble_daemon::join;
@@ -91,15 +92,14 @@ impl NodeIdentity {
     }
 
     async fn join(settings: &NodeSettings, clock: &Arc<VerifierClock>) -> anyhow::Result<(Home, Credential)> {
-        let (Some(token), Some(address)) = (&settings.join, &settings.cluster) else {
+        let token = settings.join.read(TokenKind::Node).context("join")?;
+        let (Some(token), Some(address)) = (token, &settings.cluster) else {
             bail!(
-                "this node has not joined a cluster yet: start it once with --cluster ADDRESS --join TOKEN; \
-                 `roble token create node` makes a token"
+                "this node has not joined a cluster yet: start it once with --cluster ADDRESS and --join TOKEN or \
+                 --join-file FILE; `roble token create node` makes a token"
             );
         };
-        let cluster = token
-            .cluster
-            .ok_or_else(|| anyhow!("the join token is for a cluster, not for a node"))?;
+        let cluster = token.cluster.context("the join token names no cluster")?;
         let pin = token.pin.parse().context("read the pin of the join token")?;
         let server = Identity::cluster(&cluster.to_string())?;
         let tls = ClientTls::pinned(server, pin, clock.clone())
@@ -108,7 +108,7 @@ impl NodeIdentity {
         let key = PrivateKey::load_or_generate(&settings.state_dir.join("key.pem"))?;
         tracing::info!(cluster = address, name = settings.name, "joining");
         let mut rng = rng::OsRandomness.generator();
-        let grant = join::join(&Dialer::new(tls), address, token, &settings.name, &key, &mut rng).await?;
+        let grant = join::join(&Dialer::new(tls), address, &token, &settings.name, &key, &mut rng).await?;
         let home = Home {
             node: grant.id.parse().context("read the granted id")?,
             cluster: grant.cluster,

@@ -1,19 +1,14 @@
 //! The one place that knows flags, environment and file of `roble-root`.
 
 use roble_core::liveness::Clocks;
-use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, Setting, Spec};
+use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, STORE, Setting, Spec, state_dir};
 use roble_store::BackendKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 static SETTINGS: &[Setting] = &[
-    Setting::new(
-        "state_dir",
-        Kind::Path,
-        "folder of the store, the authority and the local socket",
-    )
-    .default("/var/lib/roble-root"),
+    state_dir("/var/lib/roble-root"),
     Setting::new(
         "listen.api",
         Kind::Address,
@@ -31,13 +26,7 @@ static SETTINGS: &[Setting] = &[
         Kind::List,
         "host names and addresses under which the root is reached, the first is shown to people; if unset, the address listened on or the machine's name",
     ),
-    Setting::new(
-        "store.backend",
-        Kind::Choice(&["redb", "sled", "memory"]),
-        "what keeps the state",
-    )
-    .default("redb")
-    .flag("store"),
+    STORE,
     Setting::new("store.cache", Kind::Size, "memory for the store").default("8MiB"),
     Setting::new(
         "cluster.beat",

@@ -62,20 +62,9 @@ async fn serve(settings: Settings, shutdown: &Shutdown) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `roble-root credential [--state-dir DIR]`: asks the running root, prints what it answers.
+/// `roble-root credential`, with the settings of the daemon: asks the running root, prints what it answers.
 fn credential() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(2).collect();
-    let mut inputs = Inputs::default().args(args.iter().map(String::as_str));
-    for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with(SPEC.prefix)) {
-        inputs = inputs.env(&name, &value);
-    }
-    let named = std::env::var(SPEC.file_variable()).ok();
-    if let Some(file) = named.as_deref().or(SPEC.default_file)
-        && let Ok(content) = std::fs::read_to_string(file)
-    {
-        inputs = inputs.file(file, &content);
-    }
-    match config::parse(&SPEC, &inputs)? {
+    match config::parse(&SPEC, &Inputs::of_command())? {
         Outcome::Print(text) => print(&text),
         Outcome::Run(config) => print(&local::new_credential(config.path("state_dir"))?.to_string()),
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roble_core::ids::NodeId;
-use roble_core::registry::MemberState;
+use roble_core::registry::{MemberState, TokenKind};
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::VerifierClock;
 use roble_daemon::files;
@@ -44,11 +44,12 @@ pub(super) async fn membership(
         }
         return Ok(membership);
     }
-    let (Some(root), Some(token)) = (&config.root, &config.join) else {
+    let token = config.join.read(TokenKind::Cluster)?;
+    let (Some(root), Some(token)) = (&config.root, token) else {
         return Err(JoinError::NotJoined);
     };
     let mut rng = seams.randomness.generator();
-    membership::join(folder, root, token, &config.name, clock, &mut rng, stop).await
+    membership::join(folder, root, &token, &config.name, clock, &mut rng, stop).await
 }
 
 /// Whether the orders in the store are known to be all there are. A store that was lost, or never filled, stays incomplete

@@ -107,7 +107,7 @@ impl Site {
         let folder = tempfile::tempdir().unwrap();
         let token = root::reveal_to(folder.path(), &root.token(false));
         let address = root.address.to_string();
-        let mut args = vec!["--root", &address, "--join", token.to_str().unwrap()];
+        let mut args = vec!["--root", &address, "--join-file", token.to_str().unwrap()];
         args.extend_from_slice(more);
         let config = settings(folder.path(), &args);
         let mut site = Self {
@@ -320,7 +320,7 @@ async fn the_same_with_mosquitto() {
         "mosquitto",
         "--root",
         &address,
-        "--join",
+        "--join-file",
         &token,
     ];
     let config = settings_twice(folder.path(), &more);

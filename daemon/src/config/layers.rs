@@ -54,6 +54,20 @@ impl Inputs {
         }
     }
 
+    /// Those of this process, without the word that chose a command: `roble-root credential --state-dir DIR`.
+    pub fn of_command() -> Self {
+        let mut inputs = Self::of_process();
+        inputs.args.drain(..inputs.args.len().min(1));
+        inputs
+    }
+
+    /// Without its arguments.
+    #[must_use]
+    pub fn without_args(mut self) -> Self {
+        self.args.clear();
+        self
+    }
+
     /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
