@@ -219,6 +219,38 @@ async fn the_local_socket_makes_credentials_and_a_restart_keeps_everything() {
     root.stop().await;
 }
 
+/// Credentials, sessions and join tokens lie there as digests only.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_lies_in_the_state_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = start(folder.path()).await;
+    let credential = root.invitation.as_ref().unwrap().credential.clone();
+    let user = root.admin().await;
+    let token = user.cluster_token().await;
+    root.stop().await;
+    let session = user.token.unwrap();
+    let session_secret = session.strip_prefix("roble_").unwrap().to_owned();
+    let join_secret = token.split('.').nth(3).unwrap().to_owned();
+    let digest = roble_core::registry::sha256_hex(session.as_bytes());
+    let (mut folders, mut digests) = (vec![folder.path().to_owned()], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let Ok(bytes) = std::fs::read(&path) else { continue };
+            let has = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+            for secret in [&credential, &session_secret, &join_secret] {
+                assert!(!has(secret), "{} holds a secret", path.display());
+            }
+            digests += u32::from(has(&digest));
+        }
+    }
+    assert!(digests > 0, "this test would see what lies there");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_store_is_not_served_empty() {
     let folder = tempfile::tempdir().unwrap();

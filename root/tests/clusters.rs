@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::cluster::{self, channel, credential, dialer, join, serve};
+use common::cluster::{self, channel, credential, dialer, join, serve, serve_as};
 use common::{HELLO, PATIENCE, start};
 use http::Method;
 use http_body_util::BodyExt as _;
@@ -162,6 +162,49 @@ async fn opens(root: &common::Root, own: &roble_daemon::pki::Credential) -> bool
         Ok(channel) => LinkClient::new(channel).session(tokio_stream::pending()).await.is_ok(),
         Err(_) => false,
     }
+}
+
+/// Two machines with one key put each other out in turns.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloned_identity_is_noticed_and_cordoned() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = start(folder.path()).await;
+    let user = root.admin().await;
+    let key = PrivateKey::generate().unwrap();
+    let grant = join(&root, &user.cluster_token().await, "north", &key).await.unwrap();
+    let own = credential(&grant, &key);
+    let mut link = serve_as(0, &root, &own, "north").await;
+    let mut turns = 0;
+    let is_cloned = async || user.get("/v1/clusters/north").await.1["cloned"] == true;
+    while !is_cloned().await {
+        let newer = serve_as(turns % 2, &root, &own, "north").await;
+        let older = std::mem::replace(&mut link, newer);
+        tokio::time::timeout(PATIENCE, older)
+            .await
+            .expect("it is put out")
+            .unwrap();
+        let ended = std::time::Instant::now();
+        loop {
+            let (ago, (_, cluster)) = (ended.elapsed(), user.get("/v1/clusters/north").await);
+            let silent = cluster["silent_ms"].as_u64().map(u128::from);
+            if cluster["cloned"] == true || silent.is_some_and(|silent| silent < ago.as_millis()) {
+                break;
+            }
+            assert!(ago < PATIENCE, "the newer one says nothing: {cluster}");
+        }
+        turns += 1;
+    }
+    assert!(turns >= 4, "a process that was replaced once is no clone");
+    let cloned = user
+        .until("/v1/clusters/north", |cluster| cluster["cloned"] == true)
+        .await;
+    assert_eq!(cloned["cordoned"], true);
+    let (_, events) = user.get("/v1/events?ref=cluster%2Fnorth").await;
+    assert!(
+        events.as_array().unwrap().iter().any(|event| event["code"] == "cloned"),
+        "{events}"
+    );
+    root.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,17 +79,27 @@ impl Source for Statuses {
 
 /// Serves the link until it ends; returns why.
 pub async fn serve(root: &Root, credential: &Credential, name: &str) -> tokio::task::JoinHandle<String> {
+    serve_as(7, root, credential, name).await
+}
+
+/// As [`serve`], as the process of this number.
+pub async fn serve_as(
+    process: u64,
+    root: &Root,
+    credential: &Credential,
+    name: &str,
+) -> tokio::task::JoinHandle<String> {
     let channel = channel(root, credential).await.unwrap();
     let name = name.to_owned();
     tokio::spawn(async move {
-        match run(channel, &name).await {
+        match run(process, channel, &name).await {
             Ok(()) => "ended".to_owned(),
             Err(status) => status.to_string(),
         }
     })
 }
 
-async fn run(channel: Channel, name: &str) -> Result<(), tonic::Status> {
+async fn run(process: u64, channel: Channel, name: &str) -> Result<(), tonic::Status> {
     let mut client = LinkClient::new(channel);
     let (sender, frames) = mpsc::channel(64);
     let mut rng = StdRng::from_os_rng();
@@ -97,7 +107,7 @@ async fn run(channel: Channel, name: &str) -> Result<(), tonic::Status> {
         beat_ms: 200,
         silence_ms: 10_000,
     };
-    let mut end = ChildEnd::new(clocks, 7, "test");
+    let mut end = ChildEnd::new(clocks, process, "test");
     end.set_profile(profile(name));
     end.transport_up(now(&SystemClock));
     let mut incoming = client.session(ReceiverStream::new(frames)).await?.into_inner();
