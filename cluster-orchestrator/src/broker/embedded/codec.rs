@@ -37,9 +37,8 @@ pub(super) fn decode(buffer: &mut BytesMut, limit: usize) -> Result<Option<Packe
     Ok(Some(packet))
 }
 
-/// Reads `bytes` in two pieces as an arbitrary client might send them. For fuzzing: it must not panic, loop for ever, or
-/// make room for much more than came.
-#[cfg(test)]
+/// Reads `bytes` in two pieces as an arbitrary client might send them: it must not panic, loop for ever, or make room for
+/// much more than came.
 pub(super) fn fuzz(bytes: &[u8], cut: usize, limit: usize) {
     let mut buffer = BytesMut::new();
     let (first, second) = bytes.split_at(cut.min(bytes.len()));
