@@ -8,6 +8,8 @@
 pub mod embedded;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod matrix;
 pub mod memory;
 pub mod mosquitto;
 #[cfg(test)]

@@ -80,14 +80,15 @@ impl std::fmt::Display for Topic {
     }
 }
 
-/// Whether the node `identity` may publish to `topic`. Exact names only.
-pub fn may_publish(identity: NodeId, topic: &str) -> bool {
-    Topic::parse(topic).is_some_and(|topic| topic.node == identity && topic.direction == Direction::Up)
-}
-
-/// Whether the node `identity` may subscribe to `filter`. Exact names only: no wildcard is ever allowed.
-pub fn may_subscribe(identity: NodeId, filter: &str) -> bool {
-    Topic::parse(filter).is_some_and(|topic| topic.node == identity && topic.direction == Direction::Down)
+/// Whether a client of `node` may publish to (`Up`) or subscribe to (`Down`) `name`. Exact names only: no wildcard, no other
+/// node, not the node's other client.
+pub fn may_use(node: NodeId, branch: Branch, direction: Direction, name: &str) -> bool {
+    let own = Topic {
+        node,
+        branch,
+        direction,
+    };
+    Topic::parse(name) == Some(own)
 }
 
 /// MQTT client id of one of a node's two clients: `<node id>/<branch>`.

@@ -37,6 +37,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use listener::Listener;
+#[cfg(test)]
+pub(super) use listener::node_of;
 
 use super::{Broker, BrokerError, BrokerEvent, BrokerStats, SendError};
 use connection::{Client, Close};
@@ -351,5 +353,12 @@ impl Drop for Open {
                 state.open.remove(&self.client.node);
             }
         }
+    }
+}
+
+/// Body for fuzzing: packets as an arbitrary client might send them. The first byte says where they are cut in two.
+pub fn fuzz_packets(data: &[u8]) {
+    if let Some((cut, packets)) = data.split_first() {
+        codec::fuzz(packets, usize::from(*cut) * packets.len() / 255, MQTT_PACKET_BYTES);
     }
 }

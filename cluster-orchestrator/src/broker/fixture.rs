@@ -15,6 +15,7 @@ use roble_proto::topics::Branch;
 /// A root, one cluster below it, and whoever that cluster certifies.
 pub(super) struct Tree {
     pub(super) cluster: ClusterId,
+    root: Authority,
     authority: Authority,
     clock: Arc<VerifierClock>,
 }
@@ -29,24 +30,38 @@ impl Tree {
         let (now, lifetimes) = (clock.now(), Lifetimes::default());
         let cluster = ClusterId(RawId::from_bytes([0xcc; 12]));
         let root = Authority::create_root(now, lifetimes).unwrap();
-        let key = PrivateKey::generate().unwrap();
-        let request = VerifiedRequest::parse(&key.request().unwrap()).unwrap();
-        let issued = root
-            .issue_cluster_authority(&cluster.to_string(), &request, now)
-            .unwrap();
-        let authority = Authority::new(key, issued.chain, lifetimes).unwrap();
+        let authority = Self::authority_below(&root, cluster, now);
         Self {
             cluster,
+            root,
             authority,
             clock,
         }
     }
 
-    pub(super) fn node(&self, node: NodeId) -> Credential {
+    fn authority_below(root: &Authority, cluster: ClusterId, now: u64) -> Authority {
         let key = PrivateKey::generate().unwrap();
         let request = VerifiedRequest::parse(&key.request().unwrap()).unwrap();
-        let issued = self
-            .authority
+        let issued = root
+            .issue_cluster_authority(&cluster.to_string(), &request, now)
+            .unwrap();
+        Authority::new(key, issued.chain, Lifetimes::default()).unwrap()
+    }
+
+    pub(super) fn node(&self, node: NodeId) -> Credential {
+        self.certify(&self.authority, node)
+    }
+
+    /// A node of this id in another cluster of the same root.
+    pub(super) fn foreign_node(&self, node: NodeId) -> Credential {
+        let elsewhere = ClusterId(RawId::from_bytes([0xdd; 12]));
+        self.certify(&Self::authority_below(&self.root, elsewhere, self.clock.now()), node)
+    }
+
+    fn certify(&self, authority: &Authority, node: NodeId) -> Credential {
+        let key = PrivateKey::generate().unwrap();
+        let request = VerifiedRequest::parse(&key.request().unwrap()).unwrap();
+        let issued = authority
             .issue_node(&node.to_string(), &request, self.clock.now())
             .unwrap();
         Credential::new(key, issued.chain).unwrap()

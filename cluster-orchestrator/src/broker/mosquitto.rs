@@ -37,6 +37,9 @@ use rumqttc::{AsyncClient, QoS};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+#[cfg(test)]
+pub(super) use files::{access_list, cluster_user, node_user};
+
 use super::{Broker, BrokerError, BrokerEvent, BrokerStats, SendError};
 
 /// Events that may wait for [`Broker::next`]; then the cluster's client stops reading.

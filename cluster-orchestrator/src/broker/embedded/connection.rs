@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use roble_core::ids::NodeId;
-use roble_proto::topics::{Branch, Topic, may_publish, may_subscribe, parse_client_id};
+use roble_proto::topics::{Branch, Direction, may_use, parse_client_id};
 use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, Publish, Subscribe, SubscribeReasonCode, Unsubscribe,
 };
@@ -211,13 +211,9 @@ fn answer(open: &Open, answer: Answer) -> Result<(), Close> {
     }
 }
 
-fn is_branch(topic: &str, branch: Branch) -> bool {
-    Topic::parse(topic).is_some_and(|topic| topic.branch == branch)
-}
-
 async fn published(open: &Open, branch: Branch, publish: Publish) -> Result<(), Close> {
     let node = open.client.node;
-    if !may_publish(node, &publish.topic) || !is_branch(&publish.topic, branch) {
+    if !may_use(node, branch, Direction::Up, &publish.topic) {
         tracing::warn!(%node, ?branch, "published to a topic that is not its own");
         return Err(Close::ForbiddenPublish);
     }
@@ -240,7 +236,7 @@ async fn subscribed(open: &Open, branch: Branch, subscribe: Subscribe) -> Result
     let node = open.client.node;
     let mut granted = None;
     let codes = subscribe.filters.iter().map(|filter| {
-        if !may_subscribe(node, &filter.path) || !is_branch(&filter.path, branch) {
+        if !may_use(node, branch, Direction::Down, &filter.path) {
             open.hub.counters.forbidden_subscribe.add();
             tracing::warn!(%node, ?branch, "subscribed to a topic that is not its own");
             return SubscribeReasonCode::Failure;
@@ -272,7 +268,7 @@ fn unsubscribed(open: &Open, branch: Branch, unsubscribe: &Unsubscribe) -> Resul
     if unsubscribe
         .topics
         .iter()
-        .any(|topic| may_subscribe(node, topic) && is_branch(topic, branch))
+        .any(|topic| may_use(node, branch, Direction::Down, topic))
     {
         open.client.queue.set_subscribed(None);
     }

@@ -1,6 +1,6 @@
 //! TLS in front of the embedded broker.
 
-use roble_core::ids::ClusterId;
+use roble_core::ids::{ClusterId, NodeId};
 use roble_daemon::CancellationToken;
 use roble_daemon::pki::Identity;
 use roble_daemon::serve::{self, Connection, ServeError, Server};
@@ -23,6 +23,14 @@ pub struct Listener {
     pub metrics: serve::ServeMetrics,
 }
 
+/// The node of `cluster` that a certificate is for.
+pub(in super::super) fn node_of(cluster: ClusterId, identity: &Identity) -> Option<NodeId> {
+    match identity {
+        Identity::Node { cluster: of, node } if of.parse() == Ok(cluster) => node.parse().ok(),
+        _ => None,
+    }
+}
+
 impl EmbeddedBroker {
     /// Serves the nodes of one cluster until `shutdown`. A handshake that stalls costs a slot and nobody's time.
     ///
@@ -40,18 +48,13 @@ impl EmbeddedBroker {
                 let broker = broker.clone();
                 async move {
                     let Some(peer) = &connection.peer else { return };
-                    let Identity::Node { cluster: of, node } = &peer.identity else {
-                        return;
+                    let Some(node) = node_of(cluster, &peer.identity) else {
+                        return tracing::warn!(peer = %peer.identity, "not a node of this cluster");
                     };
-                    match (of.parse::<ClusterId>(), node.parse()) {
-                        (Ok(of), Ok(node)) if of == cluster => {
-                            let stream = connection.stream;
-                            tokio::select! {
-                                () = broker.serve(node, stream) => {}
-                                () = connection.draining.cancelled() => {}
-                            }
-                        }
-                        _ => tracing::warn!(peer = %peer.identity, "not a node of this cluster"),
+                    let stream = connection.stream;
+                    tokio::select! {
+                        () = broker.serve(node, stream) => {}
+                        () = connection.draining.cancelled() => {}
                     }
                 }
             })

@@ -18,12 +18,12 @@ pub(super) const ACCESS_LIST: &str = "access.list";
 const ALL_DOWN: &str = "r/+/+/d";
 
 /// Common name in the cluster's certificate, which Mosquitto takes as user name; see `roble_daemon::pki`.
-pub(super) fn cluster_user(cluster: ClusterId) -> String {
+pub(in crate::broker) fn cluster_user(cluster: ClusterId) -> String {
     format!("c-{cluster}")
 }
 
 /// Common name in a node's certificate. The domain is left out there: 64 characters are allowed.
-pub(super) fn node_user(cluster: ClusterId, node: NodeId) -> String {
+pub(in crate::broker) fn node_user(cluster: ClusterId, node: NodeId) -> String {
     format!("n-{node}.c-{cluster}")
 }
 
@@ -108,7 +108,7 @@ use_identity_as_username true
 }
 
 /// Who reaches what. Whoever is not in it reaches nothing.
-pub(super) fn access_list(cluster: ClusterId, nodes: &BTreeSet<NodeId>) -> String {
+pub(in crate::broker) fn access_list(cluster: ClusterId, nodes: &BTreeSet<NodeId>) -> String {
     let mut text = format!(
         "user {}\ntopic read {ALL_UP}\ntopic write {ALL_DOWN}\n",
         cluster_user(cluster)

@@ -173,6 +173,134 @@ async fn topics_are_tied_to_the_certificate() {
     }
 }
 
+/// A client that says what the test tells it to.
+struct Raw {
+    client: AsyncClient,
+    events: rumqttc::EventLoop,
+    heard: BTreeSet<(String, String)>,
+}
+
+impl Raw {
+    async fn connect(harness: &Mosquitto, name: &str, credential: &roble_daemon::pki::Credential) -> Self {
+        let mut options = rumqttc::MqttOptions::new(name, "127.0.0.1", harness.port);
+        let tls = (harness.tree.source(credential))().unwrap();
+        options.set_transport(rumqttc::Transport::tls_with_config(rumqttc::TlsConfiguration::Rustls(
+            tls,
+        )));
+        let (client, events) = AsyncClient::new(options, 200);
+        let heard = BTreeSet::new();
+        Self { client, events, heard }
+    }
+
+    /// Waits until the broker has done all that was asked before: it answers in order.
+    async fn fence(&mut self) {
+        self.subscribe("fence").await;
+    }
+
+    async fn subscribe(&mut self, filter: &str) {
+        self.client.subscribe(filter, QoS::AtMostOnce).await.unwrap();
+        within("answer of the broker", async {
+            loop {
+                match self.events.poll().await.expect("connected") {
+                    rumqttc::Event::Incoming(rumqttc::Incoming::Publish(publish)) => {
+                        let said = String::from_utf8_lossy(&publish.payload).into_owned();
+                        self.heard.insert((publish.topic, said));
+                    }
+                    rumqttc::Event::Incoming(rumqttc::Incoming::SubAck(_)) => return,
+                    _ => {}
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Every topic by every identity at the real program: everybody asks for everything, and says something everywhere.
+#[tokio::test]
+async fn every_topic_by_every_identity() {
+    let Some(harness) = Mosquitto::start().await else {
+        return;
+    };
+    for admitted in [node(1), node(2)] {
+        harness.broker.admit(admitted).await.unwrap();
+    }
+    let tree = &harness.tree;
+    let mut clients = Vec::new();
+    for (name, credential) in [
+        ("node 1", tree.node(node(1))),
+        ("node 2", tree.node(node(2))),
+        ("not admitted", tree.node(node(3))),
+        ("foreign", tree.foreign_node(node(1))),
+        ("cluster", tree.cluster()),
+    ] {
+        clients.push((name, Raw::connect(&harness, name, &credential).await));
+    }
+    let own = |number, direction| {
+        [Branch::Engine, Branch::Net].map(|branch| {
+            let node = node(number);
+            let topic = Topic {
+                node,
+                branch,
+                direction,
+            };
+            topic.to_string()
+        })
+    };
+    let mut topics: Vec<String> = ["r", "r//e/u", "r/x/e/u", "x", "fence/x", "/", "r/e/u/d"]
+        .map(str::to_owned)
+        .to_vec();
+    for number in 1..=3 {
+        for direction in [Direction::Up, Direction::Down] {
+            for topic in own(number, direction) {
+                topics.extend([format!("{topic}/x"), format!("x/{topic}"), topic.to_uppercase(), topic]);
+            }
+        }
+    }
+    let filters = [
+        "#",
+        "+/#",
+        "r/+/+/u",
+        "r/+/+/d",
+        "r/#",
+        "$SYS/#",
+        "$share/g/r/+/+/u",
+        "/#",
+    ];
+    for (_, client) in &mut clients {
+        for filter in filters.into_iter().chain(topics.iter().map(String::as_str)) {
+            client.subscribe(filter).await;
+        }
+    }
+    for (name, client) in &mut clients {
+        for topic in &topics {
+            client
+                .client
+                .publish(topic, QoS::AtMostOnce, false, *name)
+                .await
+                .unwrap();
+        }
+        client.fence().await;
+    }
+    for (name, client) in &mut clients {
+        client.fence().await;
+        let number = match *name {
+            "node 1" => 1,
+            "node 2" => 2,
+            _ => 0,
+        };
+        let expected: BTreeSet<(String, String)> = match *name {
+            "cluster" => (1..=2)
+                .flat_map(|number| own(number, Direction::Up).map(|topic| (topic, format!("node {number}"))))
+                .collect(),
+            _ if number > 0 => own(number, Direction::Down)
+                .map(|topic| (topic, "cluster".to_owned()))
+                .into(),
+            _ => BTreeSet::new(),
+        };
+        assert_eq!(client.heard, expected, "{name}");
+    }
+}
+
 #[test]
 fn user_names() {
     let (cluster, other) = (
