@@ -15,7 +15,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use prometheus_client::metrics::counter::Counter;
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use unix::{UnixPeer, bind_unix, serve_unix};
 
 use crate::pki::{Identity, Peer};
+use crate::rate::RateLimit;
 use crate::tls::ServerTls;
 
 /// Bounds of one listener.
@@ -196,6 +197,14 @@ pub struct Server {
     limits: Limits,
     shutdown: CancellationToken,
     metrics: ServeMetrics,
+    /// How often refused certificates of one address are named in the log.
+    named: RateLimit,
+}
+
+/// Whether a handshake failed because of the certificate that the other side showed.
+fn is_about_certificate(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 impl Server {
@@ -206,6 +215,7 @@ impl Server {
             limits,
             shutdown,
             metrics: ServeMetrics::default(),
+            named: RateLimit::new(5, 0.1),
         }
     }
 
@@ -289,7 +299,13 @@ impl Server {
                     io::ErrorKind::TimedOut => self.metrics.handshake_timeouts.inc(),
                     _ => self.metrics.handshake_failures.inc(),
                 };
-                tracing::debug!(peer = %address, error = &error as &dyn std::error::Error, "handshake failed");
+                let named = is_about_certificate(&error) && self.named.admit(address.ip(), Instant::now());
+                let error: &dyn std::error::Error = &error;
+                if named {
+                    tracing::warn!(peer = %address, error, "certificate refused");
+                } else {
+                    tracing::debug!(peer = %address, error, "handshake failed");
+                }
                 return;
             }
         };

@@ -28,6 +28,7 @@ pub struct Tree {
     folder: PathBuf,
     bin: PathBuf,
     turn: Option<Turn>,
+    environment: Vec<(String, String)>,
 }
 
 /// A command's end.
@@ -49,8 +50,18 @@ impl Tree {
         Self::up_on(turn(), name, "embedded")
     }
 
+    /// The same, with more in the environment of its daemons. `{folder}` in a value: the tree's folder, which is made later,
+    /// with what stands behind it beside the folder.
+    pub fn up_with(name: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start(turn(), name, "embedded", environment)
+    }
+
     /// The same with this broker.
     pub fn up_on(turn: Turn, name: &str, broker: &str) -> Self {
+        Self::start(turn, name, broker, &[])
+    }
+
+    fn start(turn: Turn, name: &str, broker: &str, environment: &[(&str, &str)]) -> Self {
         let own = std::env::current_exe().expect("the test knows its own path");
         let bin = own
             .parent()
@@ -58,7 +69,12 @@ impl Tree {
             .expect("tests lie in target/debug/deps")
             .to_owned();
         let folder = PathBuf::from(format!("/tmp/roble-e2e-{name}-{}", std::process::id()));
+        let beside = folder.to_string_lossy().into_owned();
+        let environment = environment
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.replace("{folder}", &beside)));
         let tree = Self {
+            environment: environment.collect(),
             folder,
             bin,
             turn: Some(turn),
@@ -70,7 +86,7 @@ impl Tree {
             );
         }
         tree.must(&["dev", "up", "--broker", broker, "--folder", &tree.path("")]);
-        let image = tree.bin.parent().expect("target").join("roble-hello.tar");
+        let image = tree.hello_image();
         assert!(
             image.is_file(),
             "{} is missing: run scripts/build-hello.sh",
@@ -105,6 +121,7 @@ impl Tree {
         command
             .args(args)
             .env("ROBLE_CONFIG", self.folder.with_extension("json"))
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null());
         done(command.output().expect("roble starts"))
     }
@@ -134,6 +151,27 @@ impl Tree {
         let file = self.path("descriptor.yaml");
         std::fs::write(&file, text).expect("the folder is writable");
         self.roble(&["apply", "-f", &file])
+    }
+
+    /// Applies a file of the source tree, as `examples/hello.yaml`.
+    pub fn apply_file(&self, file: &str) -> Done {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+        self.roble(&["apply", "-f", &path.to_string_lossy()])
+    }
+
+    /// The archive of the hello image.
+    pub fn hello_image(&self) -> PathBuf {
+        self.bin.parent().expect("target").join("roble-hello.tar")
+    }
+
+    /// The log of a daemon.
+    pub fn log(&self, daemon: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("logs/{daemon}.log"))).unwrap_or_default()
+    }
+
+    /// A path beside the tree's folder; whoever makes it removes it.
+    pub fn beside(&self, suffix: &str) -> PathBuf {
+        self.folder.with_extension(suffix)
     }
 
     /// The running processes of all containers, by `service id.number`, as containerd of each node sees them.
@@ -299,6 +337,13 @@ impl Drop for Tree {
 
 /// A process started beside the tree; it ends with this value.
 pub struct Loose(std::process::Child);
+
+impl Loose {
+    /// Takes a process that the test started.
+    pub fn of(child: std::process::Child) -> Self {
+        Self(child)
+    }
+}
 
 impl Drop for Loose {
     fn drop(&mut self) {
