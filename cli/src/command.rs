@@ -21,7 +21,8 @@ use crate::context::{self, Environment};
 use crate::failure::Failure;
 use crate::flags::{Cli, Command, Format};
 use crate::reference::{Reference, path};
-use roble_proto::rest::{InstanceView, WhoAmI};
+use crate::text::clean;
+use roble_proto::rest::{InstanceView, Listed, WhoAmI};
 use std::io::Write as _;
 
 /// What a verb that talks to the root works with.
@@ -32,6 +33,19 @@ pub struct Session<'a> {
     pub console: &'a mut Console,
     /// In which format.
     pub format: Format,
+}
+
+/// What a list holds; whose part is missing is said beside it.
+fn listed<T>(list: Listed<T>, console: &mut Console) -> Vec<T> {
+    for missing in &list.unanswered {
+        console.hint(format_args!(
+            "not in this list: what cluster {} has ({}: {})",
+            clean(&missing.cluster),
+            clean(&missing.code),
+            clean(&missing.message)
+        ));
+    }
+    list.items
 }
 
 /// Runs the verbs that need no root; opens a session for the others.

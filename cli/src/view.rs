@@ -1,6 +1,7 @@
 //! A file per noun: its row in tables, its details.
 
 mod application;
+mod audit;
 mod cluster;
 mod event;
 mod instance;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use http::Method;
+use roble_core::ids::TokenId;
 use roble_core::registry::MemberState;
 use roble_daemon::config::{Inputs, Outcome, parse};
-use roble_proto::rest::{CreatedToken, NodeView, TokenView};
+use roble_proto::rest::{CreatedToken, Deleted, NodeView, TokenView};
 use serde::de::DeserializeOwned;
 
 use crate::config::{SOCKET, SPEC};
@@ -72,6 +73,11 @@ pub enum TokenCommand {
     },
     /// Show all tokens, without their secrets
     List,
+    /// Make a token worthless; who has joined with it stays
+    Delete {
+        /// Its id, as `token list` shows it
+        id: TokenId,
+    },
 }
 
 /// What to do with nodes; each takes an id or a name.
@@ -156,6 +162,14 @@ impl CommandLine {
                     ]);
                 }
                 return Ok(text);
+            }
+            Command::Token {
+                command: TokenCommand::Delete { id },
+            } => {
+                let _: Deleted = ask
+                    .send(Method::DELETE, &format!("/v1/tokens/{id}"), None::<&()>)
+                    .await?;
+                return Ok(format!("token {id} deleted\n"));
             }
             Command::Status => {
                 let status: Status = ask.get("/v1/status").await?;

@@ -102,7 +102,7 @@ impl Daemon {
         let opened = roble_store::open(config.backend, &folder.join("store"), &OpenOptions::default()).await?;
         let complete = parts::is_complete(folder, &opened)?;
         let store = opened.store.clone();
-        let records = shell::load(&*store).await.context("read the store")?;
+        let records = shell::load(&*store, &[]).await.context("read the store")?;
 
         let revocations = Revocations::new();
         let members = Arc::new(Members::default());

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | POST `/v1/tokens` | [`NewToken`] | `CreatedToken` |
 //! | GET `/v1/tokens` | | `TokenView` list |
+//! | DELETE `/v1/tokens/{id}` | | `Deleted` |
 //! | GET `/v1/nodes` | | `NodeView` list |
 //! | POST `/v1/nodes/{id or name}/{approve,revoke,cordon,uncordon}` | | the member |
 //! | GET `/v1/explain/{instance id}` | | `Explanation` |
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::header;
 use roble_core::ids::{ClusterId, NodeId};
@@ -24,7 +25,9 @@ use roble_daemon::metrics::Metrics;
 use roble_daemon::refusal::Refusal;
 use roble_proto::rest::NodeView;
 use roble_proto::wire::request::What;
-use roble_proto::wire::{ApproveChild, CreateJoinToken, Explain, ListChildren, ListTokens, RevokeChild, SetCordon};
+use roble_proto::wire::{
+    ApproveChild, CreateJoinToken, DeleteToken, Explain, ListChildren, ListTokens, RevokeChild, SetCordon,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::doors::Doors;
@@ -75,6 +78,7 @@ pub struct Local {
 pub fn router(local: Arc<Local>, health: Health, metrics: Metrics) -> Router {
     Router::new()
         .route("/v1/tokens", post(create_token).get(list_tokens))
+        .route("/v1/tokens/{token}", delete(delete_token))
         .route("/v1/nodes", get(list_nodes))
         .route("/v1/nodes/{node}/{change}", post(change))
         .route("/v1/explain/{instance}", get(explain))
@@ -95,6 +99,10 @@ async fn create_token(State(local): State<Arc<Local>>, Json(new): Json<NewToken>
 
 async fn list_tokens(State(local): State<Arc<Local>>) -> Result<Response, Refusal> {
     local.ask(What::ListTokens(ListTokens {})).await.map(json)
+}
+
+async fn delete_token(State(local): State<Arc<Local>>, Path(token): Path<String>) -> Result<Response, Refusal> {
+    local.ask(What::DeleteToken(DeleteToken { token })).await.map(json)
 }
 
 async fn list_nodes(State(local): State<Arc<Local>>) -> Result<Response, Refusal> {

@@ -95,6 +95,38 @@ pub struct Parsed {
     pub warnings: Vec<Notice>,
 }
 
+impl Parsed {
+    /// The warnings about one service, by its place and its application's in the descriptor; with them those about its
+    /// application or the whole document, which hold for it too.
+    pub fn warnings_of(&self, application: usize, service: usize) -> Vec<&Notice> {
+        let name = self.descriptor.applications.get(application);
+        let name = name
+            .and_then(|it| it.services.get(service))
+            .map_or("", |it| it.name.as_str());
+        let concerns = |path: &str| is_about(path, application, service, name);
+        self.warnings.iter().filter(|warning| concerns(&warning.path)).collect()
+    }
+}
+
+/// Whether a finding at `path` is about this service or what it is in.
+fn is_about(path: &str, application: usize, service: usize, name: &str) -> bool {
+    let index = |rest: &'_ str| rest.split_once(']').and_then(|(index, _)| index.parse::<usize>().ok());
+    let rest = match path.strip_prefix("applications[") {
+        Some(rest) if index(rest) != Some(application) => return false,
+        Some(rest) => rest.split_once("].").map_or("", |(_, rest)| rest),
+        None => path,
+    };
+    for list in ["microservices[", "services["] {
+        if let Some(rest) = rest.strip_prefix(list) {
+            return index(rest) == Some(service);
+        }
+    }
+    match rest.strip_prefix("services.") {
+        Some(rest) => rest.split(['.', '[']).next() == Some(name),
+        None => true,
+    }
+}
+
 /// A whole descriptor; at the root, the stored form of what a user submitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {

@@ -32,6 +32,13 @@ impl RawId {
         Self(bytes)
     }
 
+    /// When it was made, if it was made by [`generate`](Self::generate).
+    pub fn made_at(&self) -> Timestamp {
+        let mut millis = [0; 8];
+        millis[2..].copy_from_slice(&self.0[..6]);
+        Timestamp::from_millis(u64::from_be_bytes(millis))
+    }
+
     /// The 12 bytes, most significant first.
     pub const fn as_bytes(&self) -> &[u8; 12] {
         &self.0

@@ -107,3 +107,30 @@ fn the_two_forms_of_hello_ask_for_the_same() {
     sla[0].services[0].resources.cpu_millis = native[0].services[0].resources.cpu_millis;
     assert_eq!(native, sla);
 }
+
+#[test]
+fn warnings_stay_with_the_service_they_are_about() {
+    let sla = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/descriptors/good/sla-sensors.json")).unwrap();
+    let parsed = parse(&sla, Format::Auto).unwrap();
+    let of = |application, service| {
+        let warnings = parsed.warnings_of(application, service);
+        warnings.iter().map(|warning| warning.path.clone()).collect::<Vec<_>>()
+    };
+    let all: Vec<String> = parsed.warnings.iter().map(|warning| warning.path.clone()).collect();
+    let first = |path: &&String| path.starts_with("applications[0].microservices[0]");
+    assert!(all.iter().filter(first).count() > 3, "{all:?}");
+    assert!(of(0, 0).iter().any(|path| path.ends_with(".bandwidth_out")));
+    for (application, service) in [(0, 1), (1, 0)] {
+        let others = of(application, service);
+        assert!(others.iter().all(|path| !first(&path)), "{others:?}");
+    }
+    let native = "application: shop\nservices:\n  web: {image: a, when_cut_off: stop}\n  web-b: {image: a}\n";
+    let parsed = parse(native.as_bytes(), Format::Auto).unwrap();
+    let paths = |service| parsed.warnings_of(0, service).len();
+    assert_eq!(
+        (paths(0), paths(1)),
+        (parsed.warnings.len(), 0),
+        "{:?}",
+        parsed.warnings
+    );
+}

@@ -57,24 +57,54 @@ pub fn now(clock: &dyn Clock) -> Now {
     }
 }
 
-/// Everything in the store, as records.
+/// Everything in the store, as records. Of the kinds in `names_only`, which are read one by one with [`read`] when they are
+/// asked for, only the names: their values are empty.
 ///
 /// # Errors
 /// [`StoreError`], also if a record has a newer schema than this build knows.
-pub async fn load(store: &dyn Store) -> Result<Vec<Record>, StoreError> {
+pub async fn load(store: &dyn Store, names_only: &[&str]) -> Result<Vec<Record>, StoreError> {
     let mut records = Vec::new();
     let mut after: Option<Key> = None;
     loop {
         let page = store.list(&Prefix::all(), after.as_ref(), 1_000).await?;
         for (key, versioned) in page.entries {
             let (_, value) = versioned.envelope.read(SCHEMA)?;
-            records.extend(record(key.as_str(), value));
+            let read = record(key.as_str(), value).map(|mut record| {
+                if names_only.contains(&record.kind.as_str()) {
+                    record.value = Vec::new();
+                }
+                record
+            });
+            records.extend(read);
         }
         after = page.next;
         if after.is_none() {
             return Ok(records);
         }
     }
+}
+
+/// One record of an organization; `None` if there is none.
+///
+/// # Errors
+/// [`ShellError`].
+pub async fn read(
+    store: &dyn Store,
+    organization: OrganizationId,
+    kind: &'static str,
+    id: &str,
+) -> Result<Option<Vec<u8>>, ShellError> {
+    let name = |source| ShellError::Name {
+        kind,
+        id: id.to_owned(),
+        source,
+    };
+    let scope = Scope::organization(&organization.to_string()).map_err(name)?;
+    let Some(found) = store.get(&scope.key(kind, id).map_err(name)?).await? else {
+        return Ok(None);
+    };
+    let (_, value) = found.envelope.read(SCHEMA)?;
+    Ok(Some(value.to_vec()))
 }
 
 /// `o/<organization>/<kind>/<id>` and `s/<kind>/<id>`; anything else is not a record of a tier.

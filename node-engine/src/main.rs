@@ -60,7 +60,7 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     if let Some(damaged) = &opened.set_aside {
         tracing::error!(file = %damaged.display(), "the store was damaged and set aside; what runs goes on, the rest comes from the cluster");
     }
-    let records = shell::load(&*opened.store).await.context("read the store")?;
+    let records = shell::load(&*opened.store, &[]).await.context("read the store")?;
     let mut rng = OsRandomness.generator();
     let node = NodeConfig {
         name: settings.name.clone(),

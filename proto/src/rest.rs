@@ -15,12 +15,14 @@
 //! | GET `/v1/explain/{ref}` | | [`Explained`] |
 //! | GET `/v1/clusters` `/v1/clusters/{ref}` | | [`ClusterView`] |
 //! | POST `/v1/clusters/{ref}/approve` `/revoke` `/cordon` `/uncordon` | | [`ClusterView`] |
-//! | GET `/v1/nodes?cluster=` `/v1/nodes/{ref}` | | [`NodeView`] |
+//! | GET `/v1/nodes?cluster=` | | [`Listed`] of [`NodeView`] |
+//! | GET `/v1/nodes/{ref}` | | [`NodeView`] |
 //! | POST `/v1/nodes/{ref}/approve` `/revoke` `/cordon` `/uncordon` | | [`NodeView`] |
 //! | POST `/v1/tokens` | [`CreateToken`] | [`CreatedToken`] |
-//! | GET `/v1/tokens` | | [`TokenView`] |
+//! | GET `/v1/tokens` | | [`Listed`] of [`TokenView`] |
 //! | DELETE `/v1/tokens/{id}` | | [`Deleted`] |
 //! | GET `/v1/events?after=&ref=&follow=` | | [`EventView`] list, or server-sent events |
+//! | GET `/v1/audit?before=&limit=` | | [`AuditView`] list, the newest, in order of time; 100 unless `limit` says up to 1,000 |
 //! | POST `/v1/join` | [`JoinRequest`] | [`JoinGrant`]; also served by a cluster for nodes |
 //! | POST `/v1/renew` | [`RenewRequest`] | [`JoinGrant`]; also served by a cluster for nodes |
 //!
@@ -336,6 +338,42 @@ pub struct CreateToken {
     /// The only name that may join with it.
     #[serde(default)]
     pub name: Option<String>,
+}
+
+/// A list that clusters contribute to, as far as they answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed<T> {
+    /// What is known.
+    pub items: Vec<T>,
+    /// Whose part is missing.
+    #[serde(default)]
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// A cluster that did not contribute to a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unanswered {
+    /// Its name.
+    pub cluster: String,
+    /// Stable code.
+    pub code: String,
+    /// Why, one sentence.
+    pub message: String,
+}
+
+/// What somebody did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditView {
+    /// Ordered by time.
+    pub id: EventId,
+    /// When.
+    pub at: Timestamp,
+    /// Name of the user.
+    pub user: String,
+    /// Stable word: `apply`, `create-token`.
+    pub action: String,
+    /// To what.
+    pub object: String,
 }
 
 /// A new join token, shown once.

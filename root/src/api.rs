@@ -1,6 +1,7 @@
 //! Users' API over HTTPS: one thin handler per path, in a file per resource. The paths and types are
 //! [`roble_proto::rest`]'s; every answer that is not a success has an `ErrorBody`.
 
+mod audit;
 mod clusters;
 mod events;
 mod extract;
@@ -27,6 +28,7 @@ use roble_daemon::pki::Authority;
 use roble_daemon::rate::RateLimit;
 use roble_daemon::refusal::Refusal;
 use roble_proto::limits::{DESCRIPTOR_BYTES, HTTP_BODY_BYTES};
+use roble_store::Store;
 use std::sync::Arc;
 use tokio::sync::broadcast;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -35,7 +37,6 @@ use tower_http::catch_panic::CatchPanicLayer;
 const APPLY_BYTES: usize = DESCRIPTOR_BYTES;
 
 /// What the handlers work with.
-#[derive(Debug)]
 pub struct ApiState {
     /// Calls the tier.
     pub handle: ApiHandle,
@@ -51,6 +52,8 @@ pub struct ApiState {
     pub happened: broadcast::Sender<Arc<Happened>>,
     /// Attempts to log in or join, per address.
     pub rate: RateLimit,
+    /// Where the text of audit records is.
+    pub store: Arc<dyn Store>,
     /// What is counted.
     pub metrics: RootMetrics,
     /// What `/readyz` tells.
@@ -98,6 +101,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/nodes/{reference}/{change}", post(nodes::change))
         .route("/v1/tokens", post(tokens::create).get(tokens::tokens))
         .route("/v1/tokens/{reference}", delete(tokens::delete))
+        .route("/v1/audit", get(audit::audit))
         .route("/v1/events", get(events::events))
         .route("/v1/join", post(join::join))
         .route("/v1/renew", post(join::renew))

@@ -1,5 +1,6 @@
 //! The one place that knows flags, environment and file of `roble-root`.
 
+use crate::tier::AuditLimits;
 use roble_core::liveness::Clocks;
 use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, STORE, Setting, Spec, state_dir};
 use roble_store::BackendKind;
@@ -45,6 +46,8 @@ static SETTINGS: &[Setting] = &[
         Kind::Duration,
         "silence after which a cluster's instances run elsewhere; never by itself if unset",
     ),
+    Setting::new("audit.records", Kind::Integer, "how many audit records are kept").default("10000"),
+    Setting::new("audit.age", Kind::Duration, "how long audit records are kept").default("90d"),
     Setting::new("session.lifetime", Kind::Duration, "how long a login lasts").default("30d"),
 ];
 
@@ -83,6 +86,8 @@ pub struct Settings {
     pub clocks: Clocks,
     /// How long a login lasts.
     pub session: Duration,
+    /// How much of what was done is remembered.
+    pub audit: AuditLimits,
     /// Time for requests to end after the wish to stop.
     pub drain: Duration,
 }
@@ -123,6 +128,10 @@ impl Settings {
             accept_empty_store: config.flag("accept-empty-store"),
             clocks,
             session: config.duration("session.lifetime"),
+            audit: AuditLimits {
+                records: usize::try_from(config.integer("audit.records")).unwrap_or(usize::MAX),
+                age_ms: millis(config.duration("audit.age")),
+            },
             drain: config.duration("shutdown.deadline").mul_f64(0.8),
         })
     }

@@ -3,7 +3,7 @@
 use crate::api::{self, ApiState};
 use crate::certs::Certificates;
 use crate::config::{Settings, millis};
-use crate::first::{CredentialFile, Invitation, has_credential, has_login};
+use crate::first::{CredentialFile, Invitation, has_credential};
 use crate::hands::{ApiHandle, Calls, EVENT_QUEUE, FOLLOW_QUEUE, RootHands};
 use crate::link::{LinkService, Links};
 use crate::local::{self, Inviter};
@@ -198,7 +198,7 @@ pub async fn start(settings: Settings, clock: Arc<dyn Clock>, stop: Cancellation
     let looks = root_metrics.clone();
     let look = move |tier: &RootTier| looks.look(tier);
     let shell = Shell {
-        store,
+        store: store.clone(),
         clock: clock.clone(),
         rng,
         hands,
@@ -214,6 +214,7 @@ pub async fn start(settings: Settings, clock: Arc<dyn Clock>, stop: Cancellation
         logs: logs.clone(),
         happened,
         rate: RateLimit::new(10, 5.0),
+        store,
         metrics: root_metrics.clone(),
         health: health.clone(),
         credential: credential.clone(),
@@ -328,12 +329,13 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
     }
     let certificates = Certificates::new(settings, clock.clone())?;
     let store = opened.store;
-    let records = shell::load(&*store).await.map_err(failed)?;
+    let records = shell::load(&*store, &["audit"]).await.map_err(failed)?;
     let config = RootConfig {
         clocks: settings.clocks,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         pin: certificates.authority().pin().to_string(),
         session_ms: millis(settings.session),
+        audit: settings.audit,
     };
     let now = shell::now(&**clock.clock());
     let (tier, writes, bad) = RootTier::new(config, &records, now, &mut StdRng::from_os_rng());
@@ -344,7 +346,7 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
     shell::write(&*store, writes).await?;
     tracing::info!(records = records.len(), store = %settings.backend, "state loaded");
     let is_invited = has_credential(&records);
-    let is_first = tier.is_untouched() && !has_login(&records);
+    let is_first = tier.is_untouched();
     Ok((
         certificates,
         Restored {

@@ -67,17 +67,6 @@ impl CredentialFile {
     }
 }
 
-/// Whether somebody has ever logged in, as the audit records tell.
-pub fn has_login(records: &[Record]) -> bool {
-    let is_login = |record: &Record| {
-        let value: serde_json::Value = serde_json::from_slice(&record.value).unwrap_or_default();
-        value["action"] == "login"
-    };
-    records
-        .iter()
-        .any(|record| record.kind == "session" || (record.kind == "audit" && is_login(record)))
-}
-
 /// Whether a credential that was not used yet is known.
 pub fn has_credential(records: &[Record]) -> bool {
     records.iter().any(|record| record.kind == "credential")

@@ -2,7 +2,8 @@
 //!
 //! What is stored, by kind: `organization`, `user`, `session`, `credential`, `application`, `service`, `instance`
 //! (a placement record), `member` (a cluster), `profile`, `token`, `audit`. Everything of a tenant is written below its
-//! organization, and read through [`tenant::Tenant`], which sees one organization only.
+//! organization, and read through [`tenant::Tenant`], which sees one organization only. Of audit records only the names
+//! are held here.
 
 mod access;
 mod fleet;
@@ -28,6 +29,7 @@ use roble_daemon::refusal::Refusal;
 use roble_link::children::{Children, ChildrenOutput};
 use roble_proto::rest::{CreateToken, JoinRequest, Login};
 use roble_proto::wire;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How many events are kept.
@@ -107,8 +109,15 @@ pub enum Call {
     CreateToken(CreateToken),
     /// All join tokens.
     Tokens,
-    /// Delete a join token of a cluster.
+    /// Delete a join token, of a cluster or of a node.
     DeleteToken(String),
+    /// Ids of audit records, the newest, in order of time. Answers [`AuditIds`].
+    Audit {
+        /// Only older ones.
+        before: Option<EventId>,
+        /// At most so many.
+        limit: usize,
+    },
     /// Events after an id, about something.
     Events {
         /// Only later ones.
@@ -125,6 +134,33 @@ pub enum Call {
     },
     /// A cluster renews, known by its key. Answers a [`Member`].
     Renew,
+}
+
+/// Which audit records there are; their text is in the store only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditIds {
+    /// Below which organization.
+    pub organization: OrganizationId,
+    /// In order of time.
+    pub ids: Vec<EventId>,
+}
+
+/// How much of what was done is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditLimits {
+    /// Records.
+    pub records: usize,
+    /// Milliseconds.
+    pub age_ms: u64,
+}
+
+impl Default for AuditLimits {
+    fn default() -> Self {
+        Self {
+            records: 10_000,
+            age_ms: 90 * 86_400_000,
+        }
+    }
 }
 
 /// What is done to a member.
@@ -183,6 +219,8 @@ pub struct RootConfig {
     pub pin: String,
     /// Milliseconds a session lives.
     pub session_ms: u64,
+    /// How much of what was done is remembered.
+    pub audit: AuditLimits,
 }
 
 /// Waits for clusters to answer parts of a call.
@@ -201,6 +239,8 @@ enum GatherKind {
     Lists(Vec<serde_json::Value>),
     /// The single answer as it is.
     One,
+    /// Find the cluster that has this token in its list, then delete it there.
+    FindToken(TokenId),
     /// Find the node by name or id in all lists, then change it.
     FindNode(String, Change),
     /// The cluster's part of an explanation, to be put into this.
@@ -227,6 +267,8 @@ pub struct RootTier {
     /// What was last told of an instance, so that an event is made once.
     told: BTreeMap<InstanceId, roble_core::status::Phase>,
     gathers: Vec<Gather>,
+    /// Audit records and whose they are; what they say is in the store only.
+    audit: BTreeMap<EventId, OrganizationId>,
 }
 
 impl RootTier {
@@ -253,6 +295,7 @@ impl RootTier {
             events: VecDeque::new(),
             told: BTreeMap::new(),
             gathers: Vec::new(),
+            audit: BTreeMap::new(),
         };
         let bad = tier.restore(records);
         let mut writes = Vec::new();
@@ -266,6 +309,7 @@ impl RootTier {
                 name: "admin".to_owned(),
                 organization: organization.id,
                 is_admin: true,
+                has_logged_in: false,
             };
             writes.push(model::put("organization", &organization.id, None, &organization));
             writes.push(model::put("user", &user.id, None, &user));
@@ -296,6 +340,13 @@ impl RootTier {
                 },
                 "member" => model::read(value).map(|m: Member| self.registry.restore_member(m)),
                 "token" => model::read(value).map(|t| self.registry.restore_token(t)),
+                "audit" => match (record.id.parse(), record.organization) {
+                    (Ok(id), Some(organization)) => {
+                        self.audit.insert(id, organization);
+                        Ok(())
+                    }
+                    _ => Err("not an audit record's name".to_owned()),
+                },
                 "profile" => model::read(value).map(|p: Profile| drop(profiles.insert(record.id.clone(), p))),
                 _ => Ok(()),
             };
@@ -341,7 +392,7 @@ impl RootTier {
 
     /// Whether nobody has ever logged in: the first start's credential is still to be used.
     pub fn is_untouched(&self) -> bool {
-        self.sessions.is_empty()
+        self.sessions.is_empty() && self.users.values().all(|user| !user.has_logged_in)
     }
 
     fn happen(

@@ -219,6 +219,80 @@ async fn the_local_socket_makes_credentials_and_a_restart_keeps_everything() {
     root.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn mutations_leave_audit_records_and_old_ones_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut few = settings(folder.path());
+    few.audit.records = 4;
+    let root = try_start(few.clone()).await.unwrap();
+    let user = root.admin().await;
+    assert_eq!(root.stranger().get("/v1/audit").await.0, 401);
+    let actions = async |user: &common::User, path: &str| {
+        let (status, records) = user.get(path).await;
+        assert_eq!(status, 200, "{records}");
+        let records = records.as_array().unwrap().clone();
+        let word = |record: &serde_json::Value| format!("{} {}", record["action"], record["object"]).replace('"', "");
+        (records.iter().map(word).collect::<Vec<_>>(), records)
+    };
+    let (first, _) = actions(&user, "/v1/audit").await;
+    assert_eq!(first, ["new-credential admin", "login "]);
+    user.call(Method::POST, "/v1/apply?dry_run=true", HELLO).await;
+    user.call(Method::POST, "/v1/apply", HELLO).await;
+    user.get("/v1/services").await;
+    let (all, records) = actions(&user, "/v1/audit").await;
+    assert_eq!(
+        all,
+        ["new-credential admin", "login ", "apply hello/web"],
+        "who only looks leaves none"
+    );
+    assert_eq!(records[2]["user"], "admin");
+    user.call(Method::PUT, "/v1/services/hello%2Fweb/replicas", r#"{"replicas":1}"#)
+        .await;
+    user.call(Method::DELETE, "/v1/applications/hello", "").await;
+    let kept = [
+        "login ",
+        "apply hello/web",
+        "scale hello/web to 1",
+        "delete-application hello",
+    ];
+    let (all, records) = actions(&user, "/v1/audit").await;
+    assert_eq!(all, kept, "four are kept");
+    assert_eq!(actions(&user, "/v1/audit?limit=1").await.0, kept[3..]);
+    let before = format!("/v1/audit?limit=2&before={}", records[3]["id"].as_str().unwrap());
+    assert_eq!(actions(&user, &before).await.0, kept[1..3]);
+    root.stop().await;
+
+    // They are still there after a restart, and go with time.
+    let root = try_start(few.clone()).await.unwrap();
+    let mut again = root.stranger();
+    again.token.clone_from(&user.token);
+    assert_eq!(actions(&again, "/v1/audit").await.0, kept);
+    root.stop().await;
+    few.audit.age_ms = 1;
+    let root = try_start(few).await.unwrap();
+    let mut again = root.stranger();
+    again.token.clone_from(&user.token);
+    again
+        .until("/v1/audit", |records| records.as_array().is_some_and(Vec::is_empty))
+        .await;
+    root.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_followed_only_as_long_as_the_session_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut short = settings(folder.path());
+    short.session = std::time::Duration::from_secs(5);
+    let root = try_start(short).await.unwrap();
+    let user = root.admin().await;
+    let following = user.send(Method::GET, "/v1/events?follow=true", "").await;
+    assert_eq!(following.status(), 200);
+    let ended = tokio::time::timeout(common::PATIENCE, following.into_body().collect()).await;
+    assert!(ended.is_ok(), "it goes on without a session");
+    assert_eq!(user.get("/v1/whoami").await.0, 401);
+    root.stop().await;
+}
+
 /// Credentials, sessions and join tokens lie there as digests only.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_lies_in_the_state_folder() {

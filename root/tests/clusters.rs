@@ -208,6 +208,56 @@ async fn a_cloned_identity_is_noticed_and_cordoned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lists_say_who_did_not_answer_and_tokens_are_deleted_where_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = start(folder.path()).await;
+    let user = root.admin().await;
+    let key = PrivateKey::generate().unwrap();
+    let grant = join(&root, &user.cluster_token().await, "north", &key).await.unwrap();
+    let (_, nodes) = user.get("/v1/nodes").await;
+    assert_eq!(nodes["items"], serde_json::json!([]));
+    assert_eq!(nodes["unanswered"][0]["cluster"], "north");
+    assert_eq!(nodes["unanswered"][0]["code"], "cluster-unreachable");
+
+    let own = token_ids(&user.get("/v1/tokens").await.1);
+    let path = format!("/v1/tokens/{}", cluster::TOKEN);
+    let (status, unknown) = user.call(Method::DELETE, &path, "").await;
+    assert_eq!(
+        (status, &unknown["code"]),
+        (404, &"not-found".into()),
+        "no cluster is there to ask"
+    );
+
+    let _link = serve(&root, &credential(&grant, &key), "north").await;
+    user.until("/v1/clusters/north", |cluster| cluster["standing"] == "ready")
+        .await;
+    // This cluster does not know how to list nodes.
+    let (_, nodes) = user.get("/v1/nodes").await;
+    assert_eq!(nodes["unanswered"][0]["code"], "cluster-answer");
+    let (_, tokens) = user.get("/v1/tokens").await;
+    assert_eq!(tokens["unanswered"], serde_json::json!([]));
+    assert_eq!(
+        token_ids(&tokens),
+        [own.clone(), vec![cluster::TOKEN.to_owned()]].concat()
+    );
+    let (status, deleted) = user.call(Method::DELETE, &path, "").await;
+    assert_eq!((status, &deleted["deleted"][0]), (200, &cluster::TOKEN.into()));
+    let (status, _) = user.call(Method::DELETE, &format!("/v1/tokens/{}", own[0]), "").await;
+    assert_eq!(status, 200, "the root's own");
+    let (status, unknown) = user.call(Method::DELETE, &format!("/v1/tokens/{}", own[0]), "").await;
+    assert_eq!((status, &unknown["code"]), (404, &"not-found".into()));
+    root.stop().await;
+}
+
+fn token_ids(tokens: &serde_json::Value) -> Vec<String> {
+    let items = tokens["items"].as_array().unwrap();
+    items
+        .iter()
+        .map(|token| token["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_opens_a_stream_that_was_not_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let root = start(folder.path()).await;

@@ -144,22 +144,22 @@ impl StoreError {
     /// Stable code of the error, for edges and documentation.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Conflict { .. } => "store_conflict",
-            Self::TooManyOperations { .. } => "store_too_many_operations",
-            Self::TooLarge { .. } => "store_too_large",
-            Self::DuplicateKey { .. } => "store_duplicate_key",
-            Self::Key(_) => "store_malformed_key",
-            Self::OutOfScope { .. } => "store_out_of_scope",
-            Self::NewerSchema { .. } => "store_newer_schema",
-            Self::NewerFormat { .. } => "store_newer_format",
-            Self::Locked { .. } => "store_locked",
-            Self::OtherBackend { .. } => "store_other_backend",
-            Self::Damaged { .. } => "store_damaged",
-            Self::Full { .. } => "store_full",
-            Self::Io { .. } => "store_io",
-            Self::Backend { .. } => "store_backend",
-            Self::Stopped { .. } => "store_stopped",
-            Self::Closed => "store_closed",
+            Self::Conflict { .. } => "store-conflict",
+            Self::TooManyOperations { .. } => "store-too-many-operations",
+            Self::TooLarge { .. } => "store-too-large",
+            Self::DuplicateKey { .. } => "store-duplicate-key",
+            Self::Key(_) => "store-malformed-key",
+            Self::OutOfScope { .. } => "store-out-of-scope",
+            Self::NewerSchema { .. } => "store-newer-schema",
+            Self::NewerFormat { .. } => "store-newer-format",
+            Self::Locked { .. } => "store-locked",
+            Self::OtherBackend { .. } => "store-other-backend",
+            Self::Damaged { .. } => "store-damaged",
+            Self::Full { .. } => "store-full",
+            Self::Io { .. } => "store-io",
+            Self::Backend { .. } => "store-backend",
+            Self::Stopped { .. } => "store-stopped",
+            Self::Closed => "store-closed",
         }
     }
 

@@ -8,7 +8,9 @@ use crate::flags::Format;
 use crate::output::{self, View};
 use crate::reference::{Reference, escape, path};
 use clap::{Args, ValueEnum};
-use roble_proto::rest::{ApplicationView, ClusterView, InstanceView, NodeView, ServiceView, TokenView};
+use roble_proto::rest::{
+    ApplicationView, AuditView, ClusterView, InstanceView, Listed, NodeView, ServiceView, TokenView,
+};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -35,6 +37,8 @@ pub enum Noun {
     /// Join tokens.
     #[value(alias = "token")]
     Tokens,
+    /// What users did, the newest last.
+    Audit,
 }
 
 /// Flags of `get`.
@@ -49,6 +53,9 @@ pub struct Get {
     /// Only nodes of this cluster.
     #[arg(long, value_name = "REF")]
     pub cluster: Option<String>,
+    /// Only so many of the newest audit records.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: Option<u32>,
 }
 
 /// Flags of `describe`.
@@ -88,24 +95,38 @@ pub(crate) async fn get(get: Get, session: Session<'_>) -> Result<(), Failure> {
             "--cluster goes with nodes only; `roble ps --cluster C` lists instances".into(),
         ));
     }
+    if get.limit.is_some() && get.noun != Noun::Audit {
+        return Err(Failure::Usage("--limit goes with audit only".into()));
+    }
+    let only = Only {
+        cluster: get.cluster.as_deref(),
+        limit: get.limit,
+    };
+    Box::pin(by_noun(get.noun, &get.references, only, false, session)).await
+}
+
+/// What narrows a list.
+#[derive(Default)]
+struct Only<'a> {
+    cluster: Option<&'a str>,
+    limit: Option<u32>,
+}
+
+pub(crate) async fn describe(describe: Describe, session: Session<'_>) -> Result<(), Failure> {
     Box::pin(by_noun(
-        get.noun,
-        &get.references,
-        get.cluster.as_deref(),
-        false,
+        describe.noun,
+        &describe.references,
+        Only::default(),
+        true,
         session,
     ))
     .await
 }
 
-pub(crate) async fn describe(describe: Describe, session: Session<'_>) -> Result<(), Failure> {
-    Box::pin(by_noun(describe.noun, &describe.references, None, true, session)).await
-}
-
 async fn by_noun(
     noun: Noun,
     references: &[String],
-    cluster: Option<&str>,
+    only: Only<'_>,
     details: bool,
     session: Session<'_>,
 ) -> Result<(), Failure> {
@@ -116,9 +137,20 @@ async fn by_noun(
         Noun::Clusters => show::<ClusterView>("clusters", references, details, session).await,
         Noun::Tokens => tokens(references, details, session).await,
         Noun::Nodes if references.is_empty() => {
-            let query = cluster.map_or(String::new(), |name| format!("?cluster={}", escape(name)));
-            let nodes: Vec<NodeView> = api::get(session.api, format!("/v1/nodes{query}")).await?;
+            let query = only
+                .cluster
+                .map_or(String::new(), |name| format!("?cluster={}", escape(name)));
+            let nodes: Listed<NodeView> = api::get(session.api, format!("/v1/nodes{query}")).await?;
+            let nodes = super::listed(nodes, session.console);
             print_all(&nodes, details, session)
+        }
+        Noun::Audit if !references.is_empty() => Err(Failure::Usage(
+            "audit records have no names; `--limit N` shows the newest".into(),
+        )),
+        Noun::Audit => {
+            let query = only.limit.map_or(String::new(), |limit| format!("?limit={limit}"));
+            let records: Vec<AuditView> = api::get(session.api, format!("/v1/audit{query}")).await?;
+            print_all(&records, details, session)
         }
         Noun::Nodes => show::<NodeView>("nodes", references, details, session).await,
     }
@@ -150,7 +182,8 @@ async fn each<T: DeserializeOwned>(api: &dyn Api, collection: &str, references: 
 
 /// The API has no path for one token.
 async fn tokens(references: &[String], details: bool, session: Session<'_>) -> Result<(), Failure> {
-    let mut all: Vec<TokenView> = api::get(session.api, path(&["tokens"])).await?;
+    let all: Listed<TokenView> = api::get(session.api, path(&["tokens"])).await?;
+    let mut all = super::listed(all, session.console);
     let is_there = |id: &String| all.iter().any(|token| token.id.to_string() == *id);
     if let Some(missing) = references.iter().find(|id| !is_there(id)) {
         return Err(Failure::NotFound(format!(

@@ -10,7 +10,7 @@ use crate::reference::path;
 use clap::{Args, Subcommand};
 use http::Method;
 use roble_core::registry::TokenKind;
-use roble_proto::rest::{CreateToken, CreatedToken, Deleted, TokenView};
+use roble_proto::rest::{CreateToken, CreatedToken, Deleted, Listed, TokenView};
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -54,7 +54,8 @@ pub(crate) async fn run(verb: Verb, session: Session<'_>) -> Result<(), Failure>
     match verb {
         Verb::Create(flags) => Box::pin(create(flags, Session { api, console, format })).await,
         Verb::Ls => {
-            let tokens: Vec<TokenView> = api::get(api, path(&["tokens"])).await?;
+            let tokens: Listed<TokenView> = api::get(api, path(&["tokens"])).await?;
+            let tokens = super::listed(tokens, console);
             output::list(console, format, &tokens)
         }
         Verb::Delete { id } => {

@@ -3,7 +3,7 @@
 
 use super::{Act, Asker, ClusterTier, TOKEN, member_write};
 use rand::RngCore;
-use roble_core::ids::{ChildId, InstanceId, NodeId};
+use roble_core::ids::{ChildId, InstanceId, NodeId, TokenId};
 use roble_core::liveness::Standing;
 use roble_core::placement::Profile;
 use roble_core::registry::{JoinToken, Member, MemberState, RegistryError, TokenKind, TokenOptions};
@@ -11,7 +11,7 @@ use roble_core::resources::Resources;
 use roble_core::tier::{Output, Write};
 use roble_core::time::{Boottime, Now};
 use roble_link::child::ChildOutput;
-use roble_proto::rest::{CreatedToken, NodeView, TokenView};
+use roble_proto::rest::{CreatedToken, Deleted, NodeView, TokenView};
 use roble_proto::wire::{self, request::What, response};
 
 /// How long a node may take to answer what was passed on to it, milliseconds.
@@ -22,6 +22,7 @@ impl ClusterTier {
         let answer = match what {
             What::CreateJoinToken(create) => self.create_token(create, now, rng, out),
             What::ListTokens(_) => json(&self.tokens()),
+            What::DeleteToken(delete) => self.delete_token(&delete.token, out),
             What::ListChildren(_) => json(&self.nodes(now)),
             What::Explain(explain) => match explain.instance.parse::<InstanceId>() {
                 Ok(instance) => json(&self.children.orchestrator().explain(instance)),
@@ -125,6 +126,19 @@ impl ClusterTier {
             token: token.reveal(),
             expires_at: record.expires_at,
             kind: TokenKind::Node,
+        })
+    }
+
+    fn delete_token(&mut self, text: &str, out: &mut Output<Act>) -> Result<Vec<u8>, wire::Failure> {
+        let unknown = || failure("not-found", &format!("there is no token `{text}` here"));
+        let id: TokenId = text.parse().map_err(|_| unknown())?;
+        if !self.registry.delete_token(id) {
+            return Err(unknown());
+        }
+        out.writes.push(Write::delete(TOKEN, id));
+        json(&Deleted {
+            deleted: vec![id.to_string()],
+            remaining_instances: 0,
         })
     }
 

@@ -1,6 +1,8 @@
 //! Who gets in, who stays out, and certificates.
 
 use super::*;
+use roble_proto::wire::DeleteToken;
+use roble_proto::wire::request::What;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_waits_for_approval_and_keeps_what_it_was_given() {
@@ -62,6 +64,29 @@ async fn a_cluster_says_no_secret_to_a_stranger_and_is_told_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let error = Daemon::start(settings(folder.path(), &[]), seams(), CancellationToken::new()).await;
     assert!(error.err().unwrap().to_string().contains("--join"));
+}
+
+/// Asked for by the root; the site's own door leads to the same code.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_token_admits_nobody() {
+    let root = FakeRoot::start().await;
+    let site = Site::join(&root, &[]).await;
+    let token = site.token(&NewToken::default()).await;
+    let delete = || {
+        let token = token.id.to_string();
+        root.ask(What::DeleteToken(DeleteToken { token }))
+    };
+    let answer = delete().await;
+    assert!(matches!(answer, response::What::Json(_)), "{answer:?}");
+    let key = PrivateKey::generate().unwrap();
+    match node::join(site.api, &token, "a", &key).await.err() {
+        Some(JoinError::Refused { body, .. }) => assert_eq!(body.code, "token-invalid"),
+        other => panic!("{other:?}"),
+    }
+    match delete().await {
+        response::What::Failure(failure) => assert_eq!(failure.code, "not-found"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

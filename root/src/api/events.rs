@@ -1,9 +1,9 @@
 //! What happened: as a list, or followed as server-sent events.
 
-use super::Api;
 use super::extract::{Params, Who, switch};
+use super::{Api, ApiState};
 use crate::hands::Happened;
-use crate::tier::{Call, is_about};
+use crate::tier::{Call, Caller, is_about};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -18,7 +18,12 @@ use serde::Deserialize;
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::time::Instant;
+
+/// How long a stream may go on before the session is looked at again.
+const CHECK: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
 pub(super) struct EventParams {
@@ -57,8 +62,11 @@ pub(super) async fn events(
     // Followed first and listed then: nothing falls between, and what comes twice is dropped.
     let receiver = api.happened.subscribe();
     let user: WhoAmI = parse(api.handle.call(who.clone(), Call::WhoAmI).await?)?;
-    let past: VecDeque<EventView> = parse(api.handle.call(who, list).await?)?;
+    let past: VecDeque<EventView> = parse(api.handle.call(who.clone(), list).await?)?;
     let following = Following {
+        api,
+        who,
+        checked: Instant::now(),
         seen: past.iter().map(|event| event.id).collect(),
         past,
         receiver,
@@ -78,6 +86,10 @@ fn parse<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T, 
 }
 
 struct Following {
+    api: Arc<ApiState>,
+    who: Caller,
+    /// When the session was last known to stand.
+    checked: Instant,
     past: VecDeque<EventView>,
     seen: BTreeSet<EventId>,
     receiver: broadcast::Receiver<Arc<Happened>>,
@@ -91,7 +103,15 @@ impl Following {
             return Some(sent(&event));
         }
         loop {
-            match self.receiver.recv().await {
+            // A session that has ended sees nothing more, whether something happens or not.
+            if self.checked.elapsed() >= CHECK {
+                self.api.handle.call(self.who.clone(), Call::WhoAmI).await.ok()?;
+                self.checked = Instant::now();
+            }
+            let Ok(received) = tokio::time::timeout_at(self.checked + CHECK, self.receiver.recv()).await else {
+                continue;
+            };
+            match received {
                 Ok(happened) if self.concerns(&happened) => return Some(sent(&happened.view)),
                 Ok(_) => {}
                 Err(RecvError::Lagged(missed)) => {

@@ -21,8 +21,20 @@ pub(super) async fn nodes(State(api): Api, Who(who): Who, Params(params): Params
 pub(super) async fn node(State(api): Api, Who(who): Who, Ref(reference): Ref) -> Reply {
     let all = api.handle.call(who, Call::Nodes { cluster: None }).await?;
     let is_it = |node: &&serde_json::Value| node["id"] == reference.as_str() || node["name"] == reference.as_str();
-    let found = all.as_array().and_then(|all| all.iter().find(is_it)).cloned();
-    let message = format!("there is no node `{reference}` that could be asked for; `roble get nodes` lists them");
+    let found = all["items"].as_array().and_then(|all| all.iter().find(is_it)).cloned();
+    let silent: Vec<&str> = all["unanswered"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|it| it["cluster"].as_str())
+        .collect();
+    let message = match silent.as_slice() {
+        [] => format!("there is no node `{reference}`; `roble get nodes` lists them"),
+        _ => format!(
+            "no cluster that answered has a node `{reference}`; silent: {}",
+            silent.join(", ")
+        ),
+    };
     found.map(Json).ok_or_else(|| Refusal::new("not-found", message))
 }
 

@@ -1,13 +1,13 @@
 //! Who may call what: sessions, one-time credentials, and the dispatch of calls after the check.
 
 use super::model::{self, Credential, Session, User};
-use super::{Act, Answer, Call, Caller, Refusal, RootTier};
+use super::{Act, Answer, AuditIds, Call, Caller, Refusal, RootTier};
 use rand::RngCore;
-use roble_core::ids::EventId;
+use roble_core::ids::{EventId, OrganizationId};
 use roble_core::registry::sha256_hex;
 use roble_core::tier::{Output, Write};
 use roble_core::time::{Now, Timestamp};
-use roble_proto::rest::{self, UserView, WhoAmI};
+use roble_proto::rest::{self, AuditView, UserView, WhoAmI};
 
 impl RootTier {
     /// Answers a call; `None` if the answer comes later.
@@ -71,12 +71,21 @@ impl RootTier {
             Call::ChangeNode(reference, change) => self.change_node(number, reference, change, now),
             Call::CreateToken(create) => self.create_token(number, &create, now, rng, out),
             Call::Tokens => self.tokens(number, now),
-            Call::DeleteToken(id) => Some(self.delete_token(&id, out)),
+            Call::DeleteToken(id) => self.delete_token(number, &id, now, out),
+            Call::Audit { before, limit } => Some(self.list_audit(own, before, limit)),
             Call::Login(_) | Call::NewCredential | Call::Join { .. } | Call::Renew => Some(Err(forbidden())),
         };
         let mutated = out.writes.len() > writes;
-        if let Some((action, object)) = audit.filter(|_| mutated || answer.is_none()) {
-            out.writes.push(audit_write(now.wall, user, action, &object, rng));
+        if let Some((action, mut object)) = audit.filter(|_| mutated || answer.is_none()) {
+            // What a descriptor was about is known once it is read.
+            if let Some(Ok(answer)) = &answer
+                && action == "apply"
+            {
+                let services = answer["services"].as_array().into_iter().flatten();
+                let paths: Vec<&str> = services.filter_map(|service| service["path"].as_str()).collect();
+                object = paths.join(", ");
+            }
+            self.audit(user, action, &object, now, rng, out);
         }
         answer
     }
@@ -128,7 +137,7 @@ impl RootTier {
             .credentials
             .remove(&sha256_hex(login.credential.trim().as_bytes()))
             .ok_or_else(wrong)?;
-        let user = self.users.get(&credential.user).cloned().ok_or_else(wrong)?;
+        let mut user = self.users.get(&credential.user).cloned().ok_or_else(wrong)?;
         let token = format!("roble_{}", secret(rng));
         let session = Session {
             token_sha256: sha256_hex(token.as_bytes()),
@@ -136,11 +145,15 @@ impl RootTier {
             client: login.client.chars().take(128).collect(),
             expires_at: Timestamp::from_millis(now.wall.as_millis().saturating_add(self.config.session_ms)),
         };
+        if !user.has_logged_in {
+            user.has_logged_in = true;
+            out.writes.push(model::put("user", &user.id, None, &user));
+            self.users.insert(user.id, user.clone());
+        }
         out.writes.push(Write::delete("credential", &credential.sha256));
         out.writes
             .push(model::put("session", &session.token_sha256, None, &session));
-        out.writes
-            .push(audit_write(now.wall, &user, "login", &session.client, rng));
+        self.audit(&user, "login", &session.client, now, rng, out);
         let expires_at = session.expires_at;
         self.sessions.insert(session.token_sha256.clone(), session);
         super::views::json(&rest::Session {
@@ -165,8 +178,7 @@ impl RootTier {
         }
         out.writes
             .push(model::put("credential", &credential.sha256, None, &credential));
-        out.writes
-            .push(audit_write(now.wall, &admin, "new-credential", "admin", rng));
+        self.audit(&admin, "new-credential", "admin", now, rng, out);
         self.credentials.insert(credential.sha256.clone(), credential);
         Ok(serde_json::json!({ "credential": secret }))
     }
@@ -181,6 +193,57 @@ impl RootTier {
             .iter()
             .filter(|(scope, event)| visible(scope) && matches(event));
         super::views::json(&events.map(|(_, event)| event).collect::<Vec<_>>())
+    }
+
+    fn list_audit(&self, own: OrganizationId, before: Option<EventId>, limit: usize) -> Answer {
+        let older = |id: &EventId| before.is_none_or(|before| *id < before);
+        let newest = self.audit.iter().rev().filter(|(id, of)| **of == own && older(id));
+        let mut ids: Vec<EventId> = newest.take(limit).map(|(id, _)| *id).collect();
+        ids.reverse();
+        super::views::json(&AuditIds { organization: own, ids })
+    }
+
+    /// Records what a user did, with the writes of it, and forgets the oldest records if there are too many.
+    fn audit(
+        &mut self,
+        user: &User,
+        action: &str,
+        object: &str,
+        now: Now,
+        rng: &mut dyn RngCore,
+        out: &mut Output<Act>,
+    ) {
+        let last = self.audit.last_key_value().map(|(id, _)| *id);
+        let record = AuditView {
+            id: super::later_than(last, EventId::generate(now.wall, rng)),
+            at: now.wall,
+            user: user.name.clone(),
+            action: action.to_owned(),
+            object: object.chars().take(256).collect(),
+        };
+        self.audit.insert(record.id, user.organization);
+        out.writes
+            .push(model::put("audit", &record.id, Some(user.organization), &record));
+        while self.audit.len() > self.config.audit.records.max(1) {
+            self.forget_oldest_audit(out);
+        }
+    }
+
+    pub(super) fn forget_old_audit(&mut self, now: Now, out: &mut Output<Act>) {
+        // A clock that jumped ahead shall not empty it at once.
+        const AT_ONCE: usize = 100;
+        let oldest_kept = now.wall.as_millis().saturating_sub(self.config.audit.age_ms);
+        let is_old = |id: &EventId| id.0.made_at().as_millis() < oldest_kept;
+        let old = self.audit.keys().take(AT_ONCE).take_while(|id| is_old(id)).count();
+        for _ in 0..old {
+            self.forget_oldest_audit(out);
+        }
+    }
+
+    fn forget_oldest_audit(&mut self, out: &mut Output<Act>) {
+        if let Some((id, organization)) = self.audit.pop_first() {
+            out.writes.push(Write::delete("audit", id).of(organization));
+        }
     }
 }
 
@@ -204,10 +267,7 @@ fn forbidden() -> Refusal {
 /// Action and object of a call that changes something.
 fn describe(call: &Call) -> Option<(&'static str, String)> {
     Some(match call {
-        Call::Apply {
-            dry_run: false,
-            descriptor,
-        } => ("apply", format!("{} bytes", descriptor.len())),
+        Call::Apply { dry_run: false, .. } => ("apply", String::new()),
         Call::DeleteApplication(reference) => ("delete-application", reference.clone()),
         Call::DeleteService(reference) => ("delete-service", reference.clone()),
         Call::Scale { service, replicas } => ("scale", format!("{service} to {replicas}")),
@@ -217,11 +277,4 @@ fn describe(call: &Call) -> Option<(&'static str, String)> {
         Call::DeleteToken(id) => ("delete-token", id.clone()),
         _ => return None,
     })
-}
-
-fn audit_write(at: Timestamp, user: &User, action: &str, object: &str, rng: &mut dyn RngCore) -> Write {
-    let id = EventId::generate(at, rng);
-    let object: String = object.chars().take(256).collect();
-    let record = serde_json::json!({ "at": at, "user": user.name, "action": action, "object": object });
-    model::put("audit", &id, Some(user.organization), &record)
 }

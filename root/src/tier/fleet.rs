@@ -9,7 +9,9 @@ use roble_core::placement::{Explanation, Profile};
 use roble_core::registry::{JoinToken, Member, MemberState, TokenKind, TokenOptions};
 use roble_core::tier::{Output, Write};
 use roble_core::time::Now;
-use roble_proto::rest::{CreateToken, CreatedToken, Deleted, Explained, JoinRequest, NodeView, TokenView};
+use roble_proto::rest::{
+    CreateToken, CreatedToken, Deleted, Explained, JoinRequest, Listed, NodeView, TokenView, Unanswered,
+};
 use roble_proto::wire::{self, request::What, response};
 use std::collections::BTreeSet;
 
@@ -206,30 +208,35 @@ impl RootTier {
         let own = self.own_tokens();
         self.gather(
             number,
-            &self.open_clusters(),
+            &self.active_clusters(),
             &What::ListTokens(wire::ListTokens {}),
             GatherKind::Lists(own),
             now,
         )
     }
 
-    pub(super) fn delete_token(&mut self, text: &str, out: &mut Output<Act>) -> Answer {
-        let id = parse_token(text)?;
+    /// A token of the root's own, or of the cluster that has it.
+    pub(super) fn delete_token(&mut self, number: u64, text: &str, now: Now, out: &mut Output<Act>) -> Option<Answer> {
+        let id = match parse_token(text) {
+            Ok(id) => id,
+            Err(refusal) => return Some(Err(refusal)),
+        };
         if !self.registry.delete_token(id) {
-            return Err(super::tenant::not_found("token", text, "roble get tokens"));
+            let what = What::ListTokens(wire::ListTokens {});
+            return self.gather(number, &self.open_clusters(), &what, GatherKind::FindToken(id), now);
         }
         out.writes.push(Write::delete("token", id));
-        super::views::json(&Deleted {
+        Some(super::views::json(&Deleted {
             deleted: vec![id.to_string()],
             remaining_instances: 0,
-        })
+        }))
     }
 
     pub(super) fn nodes(&mut self, number: u64, cluster: Option<&str>, now: Now) -> Option<Answer> {
         let clusters = match cluster.map(|reference| self.cluster(reference).map(|member| member.id)) {
             Some(Ok(id)) => vec![id],
             Some(Err(refusal)) => return Some(Err(refusal)),
-            None => self.open_clusters(),
+            None => self.active_clusters(),
         };
         self.gather(
             number,
@@ -324,6 +331,13 @@ impl RootTier {
         self.gather(number, &[holder], &what, GatherKind::Explain(Box::new(explained)), now)
     }
 
+    /// Those that could contribute to a list, connected or not.
+    fn active_clusters(&self) -> Vec<ChildId> {
+        let members = self.registry.members();
+        let active = members.filter(|member| member.state == MemberState::Active);
+        active.map(|member| member.id).collect()
+    }
+
     fn open_clusters(&self) -> Vec<ChildId> {
         let members = self.registry.members().map(|member| member.id);
         members.filter(|id| self.children.is_open(*id)).collect()
@@ -411,6 +425,7 @@ impl RootTier {
         for token in self.registry.prune(now.wall) {
             out.writes.push(Write::delete("token", token));
         }
+        self.forget_old_audit(now, out);
     }
 
     fn answer(&mut self, gather: Gather, now: Now, _rng: &mut dyn RngCore, out: &mut Output<Act>) {
@@ -428,15 +443,31 @@ impl RootTier {
                 Some((_, Err(failure))) => Err(failure.into()),
                 None => Err(Refusal::new("cluster-unreachable", "no cluster is connected")),
             }),
-            GatherKind::Lists(mut all) => {
-                for (_, part) in gather.parts {
-                    if let Ok(serde_json::Value::Array(mut list)) =
-                        part.map_err(Refusal::from).and_then(|json| parse(&json))
-                    {
-                        all.append(&mut list);
+            GatherKind::Lists(mut items) => {
+                let mut unanswered = Vec::new();
+                for (cluster, part) in gather.parts {
+                    match part.map_err(Refusal::from).and_then(|json| parse(&json)) {
+                        Ok(serde_json::Value::Array(mut list)) => items.append(&mut list),
+                        Ok(_) => unanswered.push(self.unanswered(cluster, misunderstood())),
+                        Err(refusal) => unanswered.push(self.unanswered(cluster, refusal)),
                     }
                 }
-                Some(Ok(serde_json::Value::Array(all)))
+                Some(super::views::json(&Listed { items, unanswered }))
+            }
+            GatherKind::FindToken(id) => {
+                let silent = gather.parts.iter().find_map(|(_, part)| part.as_ref().err().cloned());
+                for (cluster, part) in gather.parts {
+                    let Ok(json) = part else { continue };
+                    let tokens: Vec<TokenView> = serde_json::from_slice(&json).unwrap_or_default();
+                    if tokens.iter().any(|token| token.id == id) {
+                        let token = id.to_string();
+                        let what = What::DeleteToken(wire::DeleteToken { token });
+                        return self.gather(gather.call, &[cluster], &what, GatherKind::One, now);
+                    }
+                }
+                // A cluster that did not answer may be the one that has it.
+                let missing = || super::tenant::not_found("token", &id.to_string(), "roble get tokens");
+                Some(Err(silent.map_or_else(missing, Refusal::from)))
             }
             GatherKind::FindNode(reference, change) => {
                 let silent = gather.parts.iter().find_map(|(_, part)| part.as_ref().err().cloned());
@@ -476,6 +507,14 @@ impl RootTier {
 }
 
 impl RootTier {
+    fn unanswered(&self, cluster: ChildId, refusal: Refusal) -> Unanswered {
+        Unanswered {
+            cluster: self.cluster_name(cluster),
+            code: refusal.body.code,
+            message: refusal.body.message,
+        }
+    }
+
     /// The root's own tokens, as the beginning of a list of tokens.
     fn own_tokens(&self) -> Vec<serde_json::Value> {
         self.registry
@@ -486,7 +525,11 @@ impl RootTier {
 }
 
 fn parse(json: &[u8]) -> Answer {
-    serde_json::from_slice(json).map_err(|_| Refusal::new("cluster-answer", "the cluster's answer was not understood"))
+    serde_json::from_slice(json).map_err(|_| misunderstood())
+}
+
+fn misunderstood() -> Refusal {
+    Refusal::new("cluster-answer", "the cluster's answer was not understood")
 }
 
 fn unreachable(name: &str) -> wire::Failure {

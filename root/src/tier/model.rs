@@ -32,6 +32,9 @@ pub struct User {
     pub organization: OrganizationId,
     /// May act on clusters, nodes and tokens.
     pub is_admin: bool,
+    /// Somebody has used a credential of this user.
+    #[serde(default)]
+    pub has_logged_in: bool,
 }
 
 /// A session: of its token only the digest is kept.

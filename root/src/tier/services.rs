@@ -39,8 +39,9 @@ impl RootTier {
         }
         let warnings: Vec<Finding> = parsed.warnings.iter().map(finding).collect();
         let mut services = Vec::new();
-        for application in &parsed.descriptor.applications {
-            services.extend(self.apply_application(organization, application, &warnings, dry_run, now, rng, out));
+        for (index, application) in parsed.descriptor.applications.iter().enumerate() {
+            let own = |service| parsed.warnings_of(index, service).into_iter().map(finding).collect();
+            services.extend(self.apply_application(organization, application, own, dry_run, now, rng, out));
         }
         super::views::json(&Applied {
             services,
@@ -67,7 +68,7 @@ impl RootTier {
         &mut self,
         organization: OrganizationId,
         wanted: &ApplicationDescriptor,
-        warnings: &[Finding],
+        warnings_of: impl Fn(usize) -> Vec<Finding>,
         dry_run: bool,
         now: Now,
         rng: &mut dyn RngCore,
@@ -99,9 +100,12 @@ impl RootTier {
             ));
             self.applications.insert(application.id, application.clone());
         }
-        let services = wanted.services.iter();
+        let services = wanted.services.iter().enumerate();
         services
-            .map(|service| self.apply_service(&application, service, warnings, dry_run, now, rng, out))
+            .map(|(index, service)| {
+                let warnings = warnings_of(index);
+                self.apply_service(&application, service, warnings, dry_run, now, rng, out)
+            })
             .collect()
     }
 
@@ -110,7 +114,7 @@ impl RootTier {
         &mut self,
         application: &Application,
         wanted: &ServiceDescriptor,
-        warnings: &[Finding],
+        warnings: Vec<Finding>,
         dry_run: bool,
         now: Now,
         rng: &mut dyn RngCore,
@@ -119,7 +123,6 @@ impl RootTier {
         let organization = application.organization;
         let path = format!("{}/{}", application.name, wanted.name);
         let spec = wanted.to_spec(organization, application.id, &application.name);
-        let own: Vec<Finding> = warnings.to_vec();
         let known = self
             .tenant(organization)
             .services()
@@ -136,7 +139,7 @@ impl RootTier {
                 let same = same_spec && service.replicas == spec.replicas;
                 service.replicas = spec.replicas;
                 service.descriptor = wanted.clone();
-                service.warnings = own;
+                service.warnings = warnings;
                 if !same {
                     service.updated_at = now.wall;
                 }
@@ -154,7 +157,7 @@ impl RootTier {
                     specs: BTreeMap::from([(1, spec.template.clone())]),
                     epoch_floor: 0,
                     deleting: false,
-                    warnings: own,
+                    warnings,
                     created_at: now.wall,
                     updated_at: now.wall,
                 };

@@ -28,6 +28,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
+/// The only join token that such a cluster has.
+pub const TOKEN: &str = "0123456789abcdef01234567";
+
 /// Asks to join with `key`.
 pub async fn join(root: &Root, token: &str, name: &str, key: &PrivateKey) -> Result<JoinGrant, JoinError> {
     let token: JoinToken = token.parse().unwrap();
@@ -134,10 +137,21 @@ async fn run(process: u64, channel: Channel, name: &str) -> Result<(), tonic::St
                     end.set_status(&key, None);
                 }
                 ChildOutput::Request(asked) => {
-                    if let Some(request::What::OpenStream(open)) = asked.what {
-                        tokio::spawn(log(client.clone(), open));
-                    }
-                    outputs.extend(end.respond(asked.id, response::What::Json(b"{}".to_vec())));
+                    let json = match asked.what {
+                        Some(request::What::OpenStream(open)) => {
+                            tokio::spawn(log(client.clone(), open));
+                            serde_json::json!({})
+                        }
+                        Some(request::What::ListTokens(_)) => serde_json::json!([{
+                            "id": TOKEN, "kind": "node", "cluster": name, "expires_at": 0, "needs_approval": false,
+                            "name": null, "used": false, "reuse_attempts": 0
+                        }]),
+                        Some(request::What::DeleteToken(delete)) => {
+                            serde_json::json!({"deleted": [delete.token], "remaining_instances": 0})
+                        }
+                        _ => serde_json::json!({}),
+                    };
+                    outputs.extend(end.respond(asked.id, response::What::Json(json.to_string().into_bytes())));
                 }
                 _ => {}
             }

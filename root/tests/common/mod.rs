@@ -16,6 +16,7 @@ use roble_daemon::tls::{ClientTls, Connector, Dialer, Protocol};
 use roble_root::config::Settings;
 use roble_root::daemon::{self, Running, StartError};
 use roble_root::first::Invitation;
+use roble_root::tier::AuditLimits;
 use roble_store::BackendKind;
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -48,6 +49,7 @@ pub fn settings(folder: &Path) -> Settings {
             ..Clocks::CLUSTERS
         },
         session: Duration::from_secs(3_600),
+        audit: AuditLimits::default(),
         drain: Duration::from_millis(500),
     }
 }

@@ -246,6 +246,12 @@ fn frames() -> Samples {
                 name: "pi-1".to_owned(),
             })),
         ),
+        (
+            "delete-token",
+            request(What::DeleteToken(wire::DeleteToken {
+                token: "0123456789abcdef01234567".to_owned(),
+            })),
+        ),
         ("list-children", request(What::ListChildren(wire::ListChildren {}))),
         (
             "cordon",

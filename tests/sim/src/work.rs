@@ -158,6 +158,7 @@ pub fn organizations() -> Vec<Write> {
             name: format!("user-{}", ["ours", CANARY][index]),
             organization: organization.id,
             is_admin: index == 0,
+            has_logged_in: true,
         };
         let session = Session {
             token_sha256: session.to_owned(),

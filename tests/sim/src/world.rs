@@ -19,7 +19,7 @@ use roble_core::tier::Tier;
 use roble_link::child::ChildClocks;
 use roble_proto::rest::{CreateToken, CreatedToken, JoinRequest};
 use roble_proto::wire;
-use roble_root::tier::{Act as RootAct, Call, Caller, Event as RootEvent, RootConfig, RootTier};
+use roble_root::tier::{Act as RootAct, AuditLimits, Call, Caller, Event as RootEvent, RootConfig, RootTier};
 use std::collections::BTreeMap;
 
 /// Timing of every link's lower end.
@@ -395,6 +395,7 @@ impl World {
                     software: "sim".to_owned(),
                     pin: "00".repeat(32),
                     session_ms: 1_000_000_000,
+                    audit: AuditLimits::default(),
                 };
                 let (tier, writes, bad) = RootTier::new(config, &records, now, &mut self.rng);
                 self.root.disk.write(t, writes);

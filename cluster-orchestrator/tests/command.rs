@@ -1,0 +1,19 @@
+//! Commands of `roble-cluster` at the site, as a person runs them.
+
+use std::process::Command;
+
+#[test]
+fn the_running_daemon_is_looked_for_where_the_configuration_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, state) = (folder.path().join("cluster.toml"), folder.path().join("elsewhere"));
+    std::fs::write(&file, format!("state_dir = {state:?}\n")).unwrap();
+    let named = [("--config", file.as_path()), ("--state-dir", state.as_path())];
+    for (flag, value) in named {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roble-cluster"));
+        let done = command.arg("status").arg(flag).arg(value).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(!done.status.success());
+        let socket = state.join("cluster.sock");
+        assert!(said.contains(&*socket.to_string_lossy()), "{flag}: {said}");
+    }
+}
