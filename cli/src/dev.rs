@@ -239,9 +239,11 @@ async fn start_cluster(plan: &Plan, processes: &mut Processes<'_>) -> anyhow::Re
     wait_for("roble-cluster to be ready", START, || {
         let list = roble(&["get", "clusters", "-o", "json"]).unwrap_or_default();
         let clusters = serde_json::from_str::<serde_json::Value>(&list).unwrap_or_default();
-        clusters
+        let is_ready = clusters
             .as_array()
-            .is_some_and(|clusters| clusters.iter().any(|cluster| cluster["standing"] == "ready"))
+            .is_some_and(|clusters| clusters.iter().any(|cluster| cluster["standing"] == "ready"));
+        // One that was killed a moment ago stands as ready until its silence is noticed.
+        is_ready && roble(&["get", "nodes", "--cluster", plan::CLUSTER]).is_ok()
     })
     .await
 }

@@ -78,7 +78,7 @@ impl Api for Root {
 }
 
 fn answer(method: &str, path: &str) -> (u16, Value) {
-    let (path, _query) = path.split_once('?').unwrap_or((path, ""));
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let good = match (method, path) {
         ("GET", "/v1/whoami") => json!({"user": user(), "root_version": "0.1.0"}),
         ("POST", "/v1/apply") => json!({
@@ -103,6 +103,8 @@ fn answer(method: &str, path: &str) -> (u16, Value) {
         ("GET", "/v1/clusters") => json!([cluster()]),
         ("GET", "/v1/clusters/north") => cluster(),
         ("POST", "/v1/clusters/north/cordon" | "/v1/clusters/north/approve") => cluster(),
+        ("GET", "/v1/nodes") if query == "cluster=south" => json!({"items": [], "unanswered": [
+            {"cluster": "south", "code": "cluster-unreachable", "message": "cluster south is not connected now"}]}),
         ("GET", "/v1/nodes") => json!({"items": [node()], "unanswered": [
             {"cluster": "south", "code": "cluster-unreachable", "message": "cluster south is not connected now"}]}),
         ("GET", "/v1/nodes/pi-3") => node(),
@@ -323,6 +325,7 @@ async fn exit_codes() {
             "get service shop/busy",
             "get services --cluster north",
             "get apps --limit 3",
+            "get nodes --cluster south",
             "get audit x",
             "get nothing",
             "scale shop/web 1001",

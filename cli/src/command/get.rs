@@ -9,7 +9,7 @@ use crate::output::{self, View};
 use crate::reference::{Reference, escape, path};
 use clap::{Args, ValueEnum};
 use roble_proto::rest::{
-    ApplicationView, AuditView, ClusterView, InstanceView, Listed, NodeView, ServiceView, TokenView,
+    ApplicationView, AuditView, ClusterView, ErrorBody, InstanceView, Listed, NodeView, ServiceView, TokenView,
 };
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -141,6 +141,15 @@ async fn by_noun(
                 .cluster
                 .map_or(String::new(), |name| format!("?cluster={}", escape(name)));
             let nodes: Listed<NodeView> = api::get(session.api, format!("/v1/nodes{query}")).await?;
+            // Of one cluster nothing can be said if it does not answer.
+            if let ([], [silent, ..], Some(_)) = (nodes.items.as_slice(), nodes.unanswered.as_slice(), only.cluster) {
+                let body = ErrorBody {
+                    code: silent.code.clone(),
+                    message: silent.message.clone(),
+                    mistakes: Vec::new(),
+                };
+                return Err(Failure::Answer { status: 503, body });
+            }
             let nodes = super::listed(nodes, session.console);
             print_all(&nodes, details, session)
         }

@@ -49,7 +49,7 @@ fn traces() -> String {
             .map(|line| format!("{line}\n")),
     );
     all.push_str(&command("nft", &["list", "ruleset"]).out);
-    all.push_str(&command("sh", &["-c", "ls -d /sys/fs/cgroup/*/roble-dev 2>/dev/null; ps -eo stat,args | grep -E 'roble-(root|cluster|node|net) |containerd-shim' | grep -v -e grep -e ^Z || true"]).out);
+    all.push_str(&command("sh", &["-c", "ls -d /sys/fs/cgroup/*/roble-dev 2>/dev/null; ps -eo stat,args | grep -E '^[^ ]+ +[^ ]*(roble-(root|cluster|node|net)|containerd-shim[^ ]*) ' | grep -v -e grep -e ^Z || true"]).out);
     all
 }
 
