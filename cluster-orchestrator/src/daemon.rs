@@ -23,7 +23,7 @@ use roble_daemon::shell::{self, Shell};
 use roble_daemon::tls::Revocations;
 use roble_link::grpc::{GrpcConfig, GrpcTransport};
 use roble_store::OpenOptions;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::api::{self, Api};
@@ -56,6 +56,8 @@ pub struct Seams {
     pub renew_every: Duration,
     /// Waits between tries to reach the root.
     pub reconnect: Backoff,
+    /// Tells to renew all certificates at once.
+    pub renew_now: Arc<Notify>,
 }
 
 impl Default for Seams {
@@ -66,6 +68,7 @@ impl Default for Seams {
             lifetimes: Lifetimes::default(),
             renew_every: Duration::from_secs(60),
             reconnect: Backoff::RECONNECT,
+            renew_now: Arc::default(),
         }
     }
 }
@@ -245,7 +248,12 @@ impl Daemon {
             uplink_state,
             stop.clone(),
         )));
-        tasks.spawn(done(certificates.keep(broker, seams.renew_every, stop.clone())));
+        tasks.spawn(done(certificates.keep(
+            broker,
+            seams.renew_every,
+            seams.renew_now.clone(),
+            stop.clone(),
+        )));
         let shell = Shell {
             store,
             clock: seams.clock.clone(),

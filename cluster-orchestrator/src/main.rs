@@ -10,7 +10,7 @@ use roble_cluster::config::{DaemonConfig, SPEC};
 use roble_cluster::daemon::{Daemon, Seams};
 use roble_cluster::membership::JoinError;
 use roble_daemon::logs::{self, LogFormat};
-use roble_daemon::shutdown::Shutdown;
+use roble_daemon::shutdown::{Shutdown, hangups};
 use roble_daemon::{config as settings, notify};
 
 fn main() -> ExitCode {
@@ -46,7 +46,11 @@ fn start() -> anyhow::Result<()> {
 async fn run(config: DaemonConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.listen_for_signals()?;
     let socket = config.socket();
-    let daemon = match Daemon::start(config, Seams::default(), shutdown.token()).await {
+    let seams = Seams {
+        renew_now: hangups()?,
+        ..Seams::default()
+    };
+    let daemon = match Daemon::start(config, seams, shutdown.token()).await {
         Ok(daemon) => daemon,
         // Asked to stop while it waited for the root or for approval.
         Err(error) if matches!(error.downcast_ref(), Some(JoinError::Stopped)) => return Ok(()),

@@ -2,10 +2,27 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+/// Told at every SIGHUP from now on: renew at once what is otherwise renewed in time.
+///
+/// # Errors
+/// If the handler cannot be installed.
+pub fn hangups() -> io::Result<Arc<Notify>> {
+    let (mut hangup, told) = (signal(SignalKind::hangup())?, Arc::new(Notify::new()));
+    let notify = told.clone();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            notify.notify_one();
+        }
+    });
+    Ok(told)
+}
 
 /// Work was still going on when the deadline passed; it was dropped.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +109,15 @@ mod tests {
         shutdown.listen_for_signals().unwrap();
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
         tokio::time::timeout(Duration::from_secs(10), shutdown.requested())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_hangup_is_told_and_does_not_end_the_process() {
+        let told = hangups().unwrap();
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).unwrap();
+        tokio::time::timeout(Duration::from_secs(10), told.notified())
             .await
             .unwrap();
     }

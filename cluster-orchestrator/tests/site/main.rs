@@ -79,6 +79,7 @@ fn seams() -> Seams {
         clock: Arc::new(SystemClock),
         randomness: Arc::new(OsRandomness),
         lifetimes: Lifetimes::default(),
+        renew_now: Arc::default(),
         renew_every: Duration::from_millis(200),
         reconnect: Backoff {
             base_ms: 20,
