@@ -10,6 +10,7 @@ use axum::{Extension, Json, Router};
 use http::StatusCode;
 use roble_core::ids::NodeId;
 use roble_core::registry::{Member, MemberState};
+use roble_daemon::failpoint;
 use roble_daemon::health::Health;
 use roble_daemon::pki::{Identity, VerifiedRequest, certificate_request_from_pem};
 use roble_daemon::rate::RateLimit;
@@ -161,6 +162,7 @@ impl Api {
             authority: self.certificates.root_pem(),
             link_port: self.mqtt_port,
         };
+        failpoint!("cluster.grant.decided");
         if member.state == MemberState::Active {
             if !self.members.is_revoked(node) {
                 self.broker.admit(node).await.map_err(Refusal::internal)?;
@@ -170,7 +172,9 @@ impl Api {
                 let _ = self.broker.revoke(node).await;
                 return Err(Refusal::new("revoked", "this identity was revoked"));
             }
+            failpoint!("cluster.grant.admitted");
             let (certificates, authority) = self.certificates.certify(node, csr).map_err(Refusal::internal)?;
+            failpoint!("cluster.grant.certified");
             (grant.certificates, grant.authority) = (certificates, authority);
         }
         Ok(Json(grant))

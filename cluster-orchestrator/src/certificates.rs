@@ -8,12 +8,14 @@ use std::time::Duration;
 use roble_core::ids::{ClusterId, NodeId};
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::VerifierClock;
+use roble_daemon::failpoint;
 use roble_daemon::files::{self, FileError};
 use roble_daemon::pki::{
     Authority, Credential, Identity, Lifetimes, Pin, PkiError, PrivateKey, VerifiedRequest, certificates_to_pem,
     validity,
 };
 use roble_daemon::tls::{ClientAuth, ClientTls, Dialer, Protocol, Revocations, ServerTls, TlsError};
+use tokio::sync::Notify;
 
 use crate::broker::Broker;
 use crate::members::Members;
@@ -190,10 +192,13 @@ impl Certificates {
     pub async fn renew_leaf(&self, broker: &dyn Broker) -> Result<(), CertificateError> {
         let leaf = issue(&self.folder, self.cluster, &self.authority(), &self.clock)?;
         self.nodes.swap(&leaf)?;
+        failpoint!("cluster.renew.nodes-swapped");
         self.api.swap(&leaf)?;
+        failpoint!("cluster.renew.api-swapped");
         self.uplink.swap(&leaf)?;
         self.own.swap(&leaf)?;
         self.current().leaf_due = leaf.renew_at();
+        failpoint!("cluster.renew.swapped");
         if let Err(error) = broker.reload_certificate().await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
@@ -237,29 +242,38 @@ impl Certificates {
             membership.link_port = current.membership.link_port;
         }
         membership.save(&self.folder)?;
+        failpoint!("cluster.renew.membership-written");
         current.authority_due = authority_due(&authority);
         current.authority = Arc::new(authority);
         current.membership = membership;
+        failpoint!("cluster.renew.authority");
         tracing::info!(not_after = current.authority.not_after(), "authority renewed");
         Ok(())
     }
 
-    /// Renews what is due, looking every `every`, until `stop`. Keeps the verifier's clock on disk, too.
-    pub async fn keep(self: Arc<Self>, broker: Arc<dyn Broker>, every: Duration, stop: CancellationToken) {
+    /// Renews what is due, looking every `every`, and all `at_once` when told, until `stop`. Keeps the verifier's clock on disk, too.
+    pub async fn keep(
+        self: Arc<Self>,
+        broker: Arc<dyn Broker>,
+        every: Duration,
+        at_once: Arc<Notify>,
+        stop: CancellationToken,
+    ) {
         let mut authority_not_before = 0;
         let mut persisted = 0;
         loop {
-            tokio::select! {
+            let told = tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(every) => {}
-            }
+                () = tokio::time::sleep(every) => false,
+                () = at_once.notified() => true,
+            };
             let (now, boot) = (self.clock.now(), self.clock.clock().boot());
             let (leaf_due, authority_due) = {
                 let current = self.current();
                 (current.leaf_due, current.authority_due)
             };
             let mut renewed = false;
-            if now >= authority_due && boot >= authority_not_before {
+            if told || (now >= authority_due && boot >= authority_not_before) {
                 match self.renew_authority().await {
                     Ok(()) => renewed = true,
                     Err(error) => {
@@ -269,7 +283,7 @@ impl Certificates {
                     }
                 }
             }
-            if (renewed || now >= leaf_due)
+            if (told || renewed || now >= leaf_due)
                 && let Err(error) = self.renew_leaf(&*broker).await
             {
                 let error = format!("{:#}", anyhow::Error::new(error));
@@ -335,6 +349,8 @@ fn issue(
     let request = VerifiedRequest::parse(&key.request()?)?;
     let issued = authority.issue_cluster(&cluster.to_string(), &request, clock.now())?;
     let leaf = Credential::new(key, issued.chain)?;
+    failpoint!("cluster.leaf.issued");
     leaf.save(&folder.join(LEAF))?;
+    failpoint!("cluster.leaf.written");
     Ok(leaf)
 }

@@ -13,6 +13,7 @@ use roble_core::ids::ClusterId;
 use roble_core::registry::JoinToken;
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::VerifierClock;
+use roble_daemon::failpoint;
 use roble_daemon::files::{self, FileError, SECRET_MODE};
 use roble_daemon::pki::{
     Authority, Identity, Lifetimes, Pin, PkiError, PrivateKey, certificates_from_pem, certificates_to_pem,
@@ -207,6 +208,7 @@ pub async fn join(
     };
     let membership = Membership::of_grant(&grant, pin, root, folder)?;
     membership.save(folder)?;
+    failpoint!("cluster.join.membership-written");
     tracing::info!(cluster = %membership.id, name, root, "joined");
     Ok(membership)
 }

@@ -1,5 +1,6 @@
 //! Files that survive a crash, and the lock that keeps a second process out of a state folder.
 
+use crate::failpoint;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -93,7 +94,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        failpoint!("file.beside");
         fs::rename(&temporary, path)?;
+        failpoint!("file.renamed");
         // The rename itself is durable only once the folder is.
         File::open(parent(path))?.sync_all()
     })();

@@ -2,6 +2,7 @@
 //! cluster. The key never leaves the machine; the pin in the token is checked before the token is shown.
 
 use crate::config::{Config, Kind, Setting};
+use crate::failpoint;
 use crate::files::{self, FileError};
 use crate::pki::{PkiError, PrivateKey, certificate_request_to_pem};
 use crate::tls::{DialError, Dialer};
@@ -239,7 +240,10 @@ pub async fn join(
     };
     let mut tries = 0;
     loop {
-        match post::<_, JoinGrant>(dialer, address, "/v1/join", &request).await {
+        failpoint!("join.ask");
+        let answer = post::<_, JoinGrant>(dialer, address, "/v1/join", &request).await;
+        failpoint!("join.answered");
+        match answer {
             Ok(grant) if grant.state == MemberState::Active => return Ok(grant),
             Ok(_) => {
                 let command = format!("roble approve {} {name}", token.kind);
@@ -264,7 +268,10 @@ pub async fn renew(dialer: &Dialer, address: &str, key: &PrivateKey) -> Result<J
     let request = RenewRequest {
         csr: certificate_request_to_pem(&key.request()?),
     };
-    post(dialer, address, "/v1/renew", &request).await
+    failpoint!("renew.ask");
+    let grant = post(dialer, address, "/v1/renew", &request).await;
+    failpoint!("renew.answered");
+    grant
 }
 
 /// An error and its causes on one line.

@@ -13,6 +13,7 @@
 //! | [`rate`], [`refusal`] | attempts per address; what is not granted, and its status in HTTP |
 //! | [`health`], [`metrics`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`shell`] | the loop around a tier: events in, writes to disk, then acts |
+//! | [`mod@failpoint`] | debug builds only: places at which a test lets the process die |
 //! | [`logs`], [`shutdown`], [`notify`], [`mod@runtime`] | start-up and end of a process |
 //!
 //! Invariants:
@@ -23,6 +24,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod files;
 pub mod health;
 pub mod join;

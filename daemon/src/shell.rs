@@ -5,6 +5,7 @@
 //! is ever acknowledged, and the daemon starts again from what is on disk.
 
 use crate::clock::Clock;
+use crate::failpoint;
 use roble_core::ids::OrganizationId;
 use roble_core::tier::{Output, Record, Tier, Write};
 use roble_core::time::{Boottime, Now, Timestamp};
@@ -160,6 +161,7 @@ pub async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<(), ShellErr
         let size = key.as_str().len() + value.as_ref().map_or(0, Vec::len) + 64;
         if transaction.len() + 1 > MAX_OPERATIONS || (bytes > 0 && bytes + size > MAX_TRANSACTION_BYTES) {
             store.commit(std::mem::take(&mut transaction)).await?;
+            failpoint!("shell.part-written");
             bytes = 0;
         }
         bytes += size;
@@ -242,10 +244,14 @@ where
             out.append(tier.tick(time, &mut rng));
         }
         if !out.writes.is_empty() {
+            failpoint!("shell.decided");
             write(&*store, out.writes).await?;
+            failpoint!("shell.written");
         }
         for act in out.acts {
+            failpoint!("shell.before-act");
             hands.act(act);
+            failpoint!("shell.after-act");
         }
         look(&tier);
     }

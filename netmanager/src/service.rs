@@ -9,6 +9,7 @@ use crate::range::EndpointRange;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
 use roble_core::ports::Protocol;
 use roble_daemon::clock::Clock;
+use roble_daemon::failpoint;
 use roble_daemon::files::{self, FileError};
 use roble_proto::local_net::{Attach, Attached};
 use std::io;
@@ -175,11 +176,15 @@ impl NetService {
         if next != before {
             self.write(&mut state, next).await?;
         }
+        failpoint!("net.attach.recorded");
         let error = match self.set(&state).await {
             Err(error) => error,
             Ok(failures) => match failures.into_iter().find(|failure| failure.link == link) {
                 Some(failure) => failure.error,
-                None => return Ok(attached),
+                None => {
+                    failpoint!("net.attach.set");
+                    return Ok(attached);
+                }
             },
         };
         if *state != before {
@@ -207,7 +212,10 @@ impl NetService {
         if next.detach(container, &self.now()) {
             self.write(&mut state, next).await?;
         }
-        self.set(&state).await.map(drop).map_err(NetError::Datapath)
+        failpoint!("net.detach.recorded");
+        self.set(&state).await.map(drop).map_err(NetError::Datapath)?;
+        failpoint!("net.detach.set");
+        Ok(())
     }
 
     /// Everything attached, by container id.
@@ -236,6 +244,7 @@ impl NetService {
             self.write(&mut state, next).await?;
             self.set(&state).await.map_err(NetError::Datapath)?;
         }
+        failpoint!("net.reconcile.set");
         self.metrics.reconciliations.inc();
         match other.into_iter().next() {
             Some(failure) => Err(NetError::Datapath(failure.error)),

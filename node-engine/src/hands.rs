@@ -12,6 +12,8 @@ use roble_core::engine::{Command, Exit, Observed, ObservedState, StartFailure, S
 use roble_core::ids::InstanceId;
 use roble_core::spec::Assignment;
 use roble_core::status::Reason;
+use roble_core::version::Version;
+use roble_daemon::failpoint;
 use roble_daemon::shell::Hands;
 use roble_link::transport::Transport;
 use std::path::PathBuf;
@@ -99,8 +101,10 @@ impl Worker {
             .ensure_image(&ImageRequest::of(&order.spec))
             .await
             .map_err(|error| from_runtime(&error))?;
+        failpoint!("node.start.image");
         let path = self.netns_dir.join(instance.to_string());
         netns::ensure(&path).await.map_err(|error| from_network(&error))?;
+        failpoint!("node.start.namespace");
         let wish = Attach {
             netns: path.clone(),
             ports: order.spec.ports.clone(),
@@ -110,6 +114,7 @@ impl Worker {
             .attach(&instance.to_string(), &wish)
             .await
             .map_err(|error| from_network(&error))?;
+        failpoint!("node.start.attached");
         let host = order.spec.path.replace('/', "-");
         let run = RunOrder {
             instance,
@@ -124,6 +129,7 @@ impl Worker {
             .ensure_running(&run)
             .await
             .map_err(|error| from_runtime(&error))?;
+        failpoint!("node.start.running");
         tracing::info!(%instance, service = order.spec.path, generation = %order.version.generation, pid = started.pid, "instance running");
         Ok(StartedInfo {
             started_at: started.started_at,
@@ -136,13 +142,41 @@ impl Worker {
             .ensure_gone(instance, grace)
             .await
             .map_err(|error| error.reason())?;
+        failpoint!("node.stop.container");
         let reason = |error: NetworkError| Reason::new(error.code(), error.to_string());
         self.network.detach(&instance.to_string()).await.map_err(reason)?;
+        failpoint!("node.stop.detached");
         netns::ensure_gone(&self.netns_dir.join(instance.to_string()))
             .await
             .map_err(reason)?;
+        failpoint!("node.stop.namespace");
         tracing::info!(%instance, "instance gone");
         Ok(())
+    }
+
+    /// The first look of a process: also instances of which only the network is left, because an earlier process died
+    /// between the removal of the container and that of its namespace, or before the container was made. They are shown
+    /// like containers that were never started, and so are removed like them.
+    ///
+    /// # Errors
+    /// The runtime does not answer, or the folder of namespaces cannot be read: nothing is known.
+    pub async fn first_list(&self) -> Result<Vec<Observed>, FirstListError> {
+        let mut list = self.list().await?;
+        for path in netns::list(&self.netns_dir)? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(instance) = name.and_then(|name| name.parse::<InstanceId>().ok()) else {
+                continue;
+            };
+            if !list.iter().any(|observed| observed.instance == instance) {
+                tracing::info!(%instance, "only its network is left of an instance; it is removed");
+                list.push(Observed {
+                    instance,
+                    version: Version::default(),
+                    state: ObservedState::Ended(None),
+                });
+            }
+        }
+        Ok(list)
     }
 
     /// Looks at everything the runtime has.
@@ -166,6 +200,17 @@ impl Worker {
             })
             .collect())
     }
+}
+
+/// Why the first look failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FirstListError {
+    /// The runtime.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The namespaces.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// An end as the engine takes it.
@@ -257,5 +302,38 @@ pub async fn forward(mut outbox: mpsc::Receiver<Bytes>, transport: Arc<dyn Trans
         if let Err(error) = transport.send(message).await {
             tracing::debug!(%error, "message not sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::memory::MemoryNetwork;
+    use crate::runtime::memory::MemoryRuntime;
+
+    /// A killed engine may leave a namespace without a container: what nobody lists, nobody would ever remove.
+    #[tokio::test]
+    async fn an_instance_of_which_only_the_network_is_left_is_listed_at_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let (events, _inbox) = mpsc::channel(1);
+        let (runtime, network) = (Arc::new(MemoryRuntime::new()), Arc::new(MemoryNetwork::default()));
+        let worker = Worker::new(runtime, network, folder.path().join("netns"), events);
+        assert!(
+            worker.first_list().await.unwrap().is_empty(),
+            "the folder is not there yet"
+        );
+        std::fs::create_dir(&worker.netns_dir).unwrap();
+        let left = "0123456789abcdef01234567.3";
+        for name in [left, "of-somebody-else"] {
+            std::fs::write(worker.netns_dir.join(name), b"").unwrap();
+        }
+        let listed = worker.first_list().await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0].instance.to_string(), left);
+        assert_eq!(listed[0].state, ObservedState::Ended(None));
+        assert!(
+            worker.list().await.unwrap().is_empty(),
+            "later looks show containers only"
+        );
     }
 }

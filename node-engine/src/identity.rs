@@ -5,6 +5,7 @@ use anyhow::{Context as _, bail};
 use roble_core::ids::{ClusterId, NodeId};
 use roble_core::registry::TokenKind;
 use roble_daemon::clock::VerifierClock;
+use roble_daemon::failpoint;
 use roble_daemon::files::{SECRET_MODE, read_optional, write_atomic};
 use roble_daemon::join;
 use roble_daemon::pki::{Credential, Identity, PrivateKey, certificates_from_pem};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Where the cluster is; stored beside the credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,24 +118,30 @@ impl NodeIdentity {
             mqtt_port: grant.link_port,
         };
         let credential = keep(&settings.state_dir, key, &grant)?;
+        failpoint!("node.join.credential-written");
         write_atomic(
             &settings.state_dir.join("home.json"),
             &serde_json::to_vec(&home)?,
             SECRET_MODE,
         )?;
+        failpoint!("node.join.home-written");
         tracing::info!(node = %home.node, cluster = %home.cluster, "joined");
         Ok((home, credential))
     }
 
-    /// Renews the certificate when it is time, for ever. What goes on uses the old one until the next connection.
-    pub async fn keep_fresh(mut self, clock: Arc<VerifierClock>) {
+    /// Renews the certificate when it is time, and when told to, for ever. What goes on uses the old one until the next
+    /// connection.
+    pub async fn keep_fresh(mut self, clock: Arc<VerifierClock>, now: Arc<Notify>) {
         const LOOK: Duration = Duration::from_secs(60);
         loop {
-            tokio::time::sleep(LOOK).await;
+            let told = tokio::select! {
+                () = tokio::time::sleep(LOOK) => false,
+                () = now.notified() => true,
+            };
             if let Err(error) = clock.persist() {
                 tracing::warn!(%error, "cannot keep the time");
             }
-            if clock.now() < self.credential.renew_at() {
+            if !told && clock.now() < self.credential.renew_at() {
                 continue;
             }
             match self.renew().await {
@@ -150,10 +158,13 @@ impl NodeIdentity {
         let key = PrivateKey::load_or_generate(&self.folder.join("key.pem"))?;
         let grant = join::renew(&self.dialer, &self.api, &key).await?;
         let credential = keep(&self.folder, key, &grant)?;
+        failpoint!("node.renew.credential-written");
         self.link.swap(&credential)?;
+        failpoint!("node.renew.link-swapped");
         self.dialer.tls().swap(&credential)?;
         self.streams.tls().swap(&credential)?;
         self.credential = credential;
+        failpoint!("node.renew.swapped");
         Ok(())
     }
 }

@@ -11,13 +11,13 @@ use roble_daemon::metrics::Metrics;
 use roble_daemon::rng::{OsRandomness, Randomness as _};
 use roble_daemon::serve::{Limits, bind_unix, serve_unix};
 use roble_daemon::shell::{self, Shell};
-use roble_daemon::shutdown::Shutdown;
+use roble_daemon::shutdown::{Shutdown, hangups};
 use roble_daemon::{config as settings, notify};
 use roble_link::child::ChildClocks;
 use roble_link::mqtt::{MqttConfig, MqttTransport};
 use roble_link::transport::{Transport, TransportEvent};
 use roble_node::config::{NodeSettings, SPEC};
-use roble_node::hands::{NodeHands, Worker, ended, forward};
+use roble_node::hands::{FirstListError, NodeHands, Worker, ended, forward};
 use roble_node::identity::NodeIdentity;
 use roble_node::network::client::NetClient;
 use roble_node::runtime::Runtime;
@@ -47,6 +47,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.listen_for_signals()?;
+    let renew_now = hangups()?;
     let _lock = FileLock::acquire(&settings.state_dir)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let verifier = Arc::new(VerifierClock::open(clock.clone(), settings.state_dir.join("time")));
@@ -127,7 +128,7 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     tokio::spawn(listen(transport, events.clone()));
     tokio::spawn(exits(runtime, events.clone()));
     tokio::spawn(look(worker, events, runtime_check));
-    tokio::spawn(identity.keep_fresh(verifier.clone()));
+    tokio::spawn(identity.keep_fresh(verifier.clone(), renew_now));
     let socket = bind_unix(&settings.state_dir.join("node.sock"))?;
     tokio::spawn(serve_unix(
         socket,
@@ -187,9 +188,15 @@ async fn exits(runtime: Arc<dyn Runtime>, events: mpsc::Sender<Event>) {
 
 /// Looks at everything the runtime has, at once and then now and then.
 async fn look(worker: Worker, events: mpsc::Sender<Event>, check: health::Check) {
+    let mut is_first = true;
     loop {
-        match worker.list().await {
+        let looked = match is_first {
+            true => worker.first_list().await,
+            false => worker.list().await.map_err(FirstListError::from),
+        };
+        match looked {
             Ok(list) => {
+                is_first = false;
                 check.pass();
                 if events.send(Event::Listed(list)).await.is_err() {
                     return;

@@ -9,6 +9,7 @@ use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
 use zeroize::Zeroizing;
 
 use super::{Pin, PkiError};
+use crate::failpoint;
 use crate::files::{self, SECRET_MODE};
 
 /// Longest signing request that is looked at.
@@ -73,7 +74,9 @@ impl PrivateKey {
             return Self::from_pem(&Zeroizing::new(text));
         }
         let key = Self::generate()?;
+        failpoint!("key.made");
         files::write_atomic(path, key.to_pem().as_bytes(), SECRET_MODE)?;
+        failpoint!("key.written");
         Ok(key)
     }
 

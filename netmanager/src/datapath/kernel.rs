@@ -9,6 +9,7 @@ use super::sysctl::Forwarding;
 use super::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, nft, sockets};
 use async_trait::async_trait;
 use roble_core::ports::Protocol;
+use roble_daemon::failpoint;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -79,13 +80,16 @@ impl Datapath for KernelDatapath {
         // Rules first: a link that is up without them could send from any address.
         let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
         seen.load_rules(nft::render(&config.range, &endpoints, &opened)).await?;
+        failpoint!("net.set.rules");
         self.forwarding.open(&opened)?;
+        failpoint!("net.set.forwarding");
 
         let node = Connection::open()?;
         let mut links = our_links(&node).await?;
         for (name, link) in &links {
             if !endpoints.iter().any(|endpoint| endpoint.link.as_str() == name) {
                 link::remove(&node.handle, link).await?;
+                failpoint!("net.set.link-removed");
             }
         }
         for (endpoint, netns) in &present {
@@ -114,6 +118,7 @@ impl Datapath for KernelDatapath {
         seen.links
             .retain(|name, _| endpoints.iter().any(|endpoint| endpoint.link.as_str() == name));
         seen.forget_flows(config, &endpoints);
+        failpoint!("net.set.flows-forgotten");
         Ok(failures)
     }
 

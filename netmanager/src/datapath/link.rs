@@ -5,6 +5,7 @@
 use super::netns::{Connection, Netns};
 use super::{DatapathError, Endpoint, NODE_MAC, sysctl};
 use futures_util::TryStreamExt as _;
+use roble_daemon::failpoint;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
 use rtnetlink::packet_route::neighbour::NeighbourState;
@@ -142,6 +143,7 @@ pub async fn ensure(
                 });
             }
             create(node, netns, endpoint).await?;
+            failpoint!("net.link.made");
             let missing = || failed(format!("find link {name} after making it"))(Error::RequestFailed);
             let host = find(node, name).await?.ok_or_else(missing)?;
             let container = find(&inside.handle, CONTAINER_INTERFACE).await?.ok_or_else(missing)?;
@@ -149,11 +151,17 @@ pub async fn ensure(
         }
     };
     sysctl::prepare_link(name)?;
+    failpoint!("net.link.parameters");
     ensure_address(node, host, gateway).await?;
+    failpoint!("net.link.address");
     ensure_up(node, host).await?;
+    failpoint!("net.link.up");
     configure_container(&inside, container, endpoint, gateway).await?;
+    failpoint!("net.link.container");
     ensure_route(node, host, Some(endpoint.address), None).await?;
+    failpoint!("net.link.route");
     ensure_neighbour(node, host, endpoint.address, &endpoint.mac()).await?;
+    failpoint!("net.link.neighbour");
     wait_operational(node, name).await?;
     wait_operational(&inside.handle, CONTAINER_INTERFACE).await?;
     Ok(host)
@@ -201,10 +209,15 @@ async fn configure_container(
     if let Some(loopback) = find(handle, "lo").await? {
         ensure_up(handle, loopback.index).await?;
     }
+    failpoint!("net.inside.loopback");
     ensure_address(handle, index, endpoint.address).await?;
+    failpoint!("net.inside.address");
     ensure_up(handle, index).await?;
+    failpoint!("net.inside.up");
     ensure_neighbour(handle, index, gateway, &NODE_MAC).await?;
+    failpoint!("net.inside.neighbour");
     ensure_route(handle, index, Some(gateway), None).await?;
+    failpoint!("net.inside.gateway");
     ensure_route(handle, index, None, Some(gateway)).await
 }
 

@@ -6,6 +6,7 @@ use super::NetworkError;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::statfs;
+use roble_daemon::failpoint;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -34,9 +35,11 @@ pub async fn ensure(path: &Path) -> Result<(), NetworkError> {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         File::options().write(true).create(true).truncate(false).open(&target)?;
+        failpoint!("node.netns.file");
         unshare(CloneFlags::CLONE_NEWNET)?;
         let none: Option<&str> = None;
         mount(Some("/proc/thread-self/ns/net"), &target, none, MsFlags::MS_BIND, none)?;
+        failpoint!("node.netns.mounted");
         Ok(())
     };
     on_own_thread(make).await.map_err(failed)
@@ -57,6 +60,7 @@ pub async fn ensure_gone(path: &Path) -> Result<(), NetworkError> {
         // Two processes that made it at once have mounted twice.
         while exists(&target) {
             umount2(&target, MntFlags::MNT_DETACH)?;
+            failpoint!("node.netns.unmounted");
         }
         match fs::remove_file(&target) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -37,7 +37,7 @@ use super::{
 use async_trait::async_trait;
 use client::Client;
 use roble_core::ids::InstanceId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -94,6 +94,8 @@ struct Shared {
     config: ContainerdConfig,
     limits: spec::Limits,
     images: KeyedLock<String>,
+    /// Images that this process has unpacked, or found unpacked and settled; by their top layer.
+    settled: Mutex<HashSet<String>>,
     instances: KeyedLock<InstanceId>,
     watches: Mutex<HashMap<InstanceId, watch::Watch>>,
     /// How often each log was rotated by this process; also excludes readers and rotation.
@@ -142,6 +144,7 @@ impl ContainerdRuntime {
             config,
             limits,
             images: KeyedLock::new(),
+            settled: Mutex::default(),
             instances: KeyedLock::new(),
             watches: Mutex::default(),
             rotations: RwLock::default(),
@@ -194,7 +197,7 @@ impl Runtime for ContainerdRuntime {
         }
         let snapshotter = &self.shared.config.snapshotter;
         if let Some(image) = present {
-            match image::unpack(client, snapshotter, &image).await {
+            match image::unpack(client, snapshotter, &image, &self.shared.settled).await {
                 Ok(()) => return Ok(image.info()),
                 // Its layers may be gone or damaged; the registry has good ones.
                 Err(error @ RuntimeError::BadImage { .. }) => {
@@ -204,7 +207,7 @@ impl Runtime for ContainerdRuntime {
             }
         }
         let image = pull::pull(client, &self.shared.config.registry, &reference, pin).await?;
-        image::unpack(client, snapshotter, &image).await?;
+        image::unpack(client, snapshotter, &image, &self.shared.settled).await?;
         Ok(image.info())
     }
 

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use roble_core::ids::ClusterId;
 use roble_core::registry::{Member, MemberState};
+use roble_daemon::failpoint;
 use roble_daemon::pki::{Identity, VerifiedRequest, certificate_request_from_pem, certificates_to_pem};
 use roble_daemon::refusal::Refusal;
 use roble_daemon::serve::PeerIdentity;
@@ -63,6 +64,7 @@ fn grant(api: &ApiState, member: serde_json::Value, request: &VerifiedRequest) -
         )
     };
     let member: Member = serde_json::from_value(member).map_err(|error| internal(&error))?;
+    failpoint!("root.grant.decided");
     let id = member.id.to_string();
     let mut certificates = String::new();
     if member.state == MemberState::Active {
@@ -70,6 +72,7 @@ fn grant(api: &ApiState, member: serde_json::Value, request: &VerifiedRequest) -
             .authority
             .issue_cluster_authority(&id, request, api.clock.now())
             .map_err(|error| internal(&error))?;
+        failpoint!("root.grant.certified");
         // The root's own certificate is told apart from the rest.
         certificates = certificates_to_pem(&issued.chain[..issued.chain.len() - 1]);
         tracing::info!(cluster = %id, name = %member.name, serial = %issued.serial, "cluster authority issued");

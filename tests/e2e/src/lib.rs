@@ -3,13 +3,17 @@
 //!
 //! One tree at a time per machine: [`Tree::up`] waits for its turn. A failed test keeps the folder and names it.
 
+pub mod points;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use points::Points;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +33,8 @@ pub struct Tree {
     bin: PathBuf,
     turn: Option<Turn>,
     environment: Vec<(String, String)>,
+    points: Option<Points>,
+    children: Mutex<Vec<Child>>,
 }
 
 /// A command's end.
@@ -61,6 +67,16 @@ impl Tree {
         Self::start(turn, name, broker, &[])
     }
 
+    /// The same with failpoints; see `daemon/src/failpoint.rs`.
+    pub fn up_with_points(name: &str) -> Self {
+        let folder = PathBuf::from(format!("/tmp/roble-e2e-{name}-{}.points", std::process::id()));
+        let points = Points::new(&folder);
+        let environment = [("ROBLE_FAILPOINTS", &*folder.to_string_lossy())];
+        let mut tree = Self::start(turn(), name, "embedded", &environment);
+        tree.points = Some(points);
+        tree
+    }
+
     fn start(turn: Turn, name: &str, broker: &str, environment: &[(&str, &str)]) -> Self {
         let own = std::env::current_exe().expect("the test knows its own path");
         let bin = own
@@ -78,6 +94,8 @@ impl Tree {
             folder,
             bin,
             turn: Some(turn),
+            points: None,
+            children: Mutex::default(),
         };
         for binary in ["roble", "roble-root", "roble-cluster", "roble-node", "roble-net"] {
             assert!(
@@ -124,6 +142,50 @@ impl Tree {
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null());
         done(command.output().expect("roble starts"))
+    }
+
+    /// The failpoints of the tree's daemons.
+    pub fn points(&self) -> &Points {
+        self.points.as_ref().expect("the tree was started with failpoints")
+    }
+
+    /// Whether a daemon's recorded process has ended.
+    pub fn is_dead(&self, daemon: &str) -> bool {
+        let Some(pid) = self.pid(daemon) else { return true };
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        is_gone(pid)
+    }
+
+    /// Starts a daemon that died as it was started before, as part of the tree again.
+    pub fn revive(&self, daemon: &str) {
+        let commands = std::fs::read_to_string(self.path(&format!("{daemon}.command"))).expect("it was started");
+        let log = std::fs::File::options()
+            .append(true)
+            .open(self.path(&format!("logs/{daemon}.log")))
+            .expect("it has a log");
+        let mut args = commands.lines();
+        let mut command = Command::new(args.next().expect("a program"));
+        command.args(args).stdin(Stdio::null()).process_group(0);
+        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command.envs(self.environment.iter().cloned());
+        let child = command.spawn().expect("it starts");
+        let pid = child.id();
+        // As `roble dev` records it: the process and when it started.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let started = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.split(' ').nth(19))
+            .unwrap_or_default();
+        std::fs::write(self.path(&format!("{daemon}.pid")), format!("{pid} {started}\n"))
+            .expect("the folder is writable");
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+    }
+
+    /// Sends a signal to a daemon.
+    pub fn signal(&self, daemon: &str, signal: Signal) {
+        let pid = self.pid(daemon).expect("it was started");
+        let _ = kill(pid, signal);
     }
 
     /// Runs `roble`, which must succeed.
@@ -223,9 +285,7 @@ impl Tree {
     pub fn kill(&self, daemon: &str) {
         let pid = self.pid(daemon).expect("it was started");
         let _ = kill(pid, Signal::SIGKILL);
-        let status = format!("/proc/{pid}/stat");
-        let dead = || std::fs::read_to_string(&status).map_or(true, |stat| stat.contains(") Z "));
-        wait_for(&format!("{daemon} to die"), 10, dead);
+        wait_for(&format!("{daemon} to die"), 10, || is_gone(pid));
     }
 
     /// Kills a daemon and starts it again with the same arguments, and nothing else.
@@ -247,10 +307,12 @@ impl Tree {
         Loose(command.spawn().expect("it starts"))
     }
 
-    /// Starts one more node engine, in no namespace of its own.
+    /// Starts one more node engine, in no namespace of its own. To failpoints it is `joiner`.
     pub fn spawn_node(&self, token: &str, name: &str) -> Loose {
         let state = self.path(name);
         let mut command = Command::new(self.binary("roble-node"));
+        command.env("ROBLE_FAILPOINTS_AS", "joiner");
+        command.envs(self.environment.iter().cloned());
         command.args([
             "--state-dir",
             &state,
@@ -271,6 +333,25 @@ impl Tree {
         Loose(command.spawn().expect("it starts"))
     }
 
+    /// Starts one more cluster, on free ports of this machine. To failpoints it is `joining-cluster`.
+    pub fn spawn_cluster(&self, token: &str, name: &str) -> Loose {
+        let state = self.path(name);
+        let mut command = Command::new(self.binary("roble-cluster"));
+        command.env("ROBLE_FAILPOINTS_AS", "joining-cluster");
+        command.envs(self.environment.iter().cloned());
+        command.args(["--state-dir", &state, "--root", "10.99.77.1:10000", "--name", name]);
+        command.args([
+            "--listen-mqtt",
+            "127.0.0.1:0",
+            "--listen-api",
+            "127.0.0.1:0",
+            "--join",
+            token,
+        ]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Loose(command.spawn().expect("it starts"))
+    }
+
     /// Stops everything; nothing may be left. Gives the turn back, to whoever wants to look before the next tree.
     pub fn down(mut self) -> Option<Turn> {
         assert!(self.folder.exists());
@@ -279,6 +360,13 @@ impl Tree {
         assert!(!self.folder.exists(), "{} is left", self.folder.display());
         self.turn.take()
     }
+}
+
+/// Whether a process has ended with all its threads: until then it holds its locks, even when its first thread is gone.
+fn is_gone(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.map_or(true, |stat| stat.contains(") Z ") && threads <= 1)
 }
 
 fn done(output: Output) -> Done {
@@ -336,7 +424,14 @@ impl Drop for Tree {
 }
 
 /// A process started beside the tree; it ends with this value.
-pub struct Loose(std::process::Child);
+pub struct Loose(Child);
+
+impl Loose {
+    /// Whether it has ended.
+    pub fn is_dead(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
+}
 
 impl Loose {
     /// Takes a process that the test started.

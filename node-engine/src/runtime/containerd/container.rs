@@ -23,6 +23,7 @@ use oci_spec::runtime::Spec;
 use roble_core::ids::InstanceId;
 use roble_core::spec::SecurityProfile;
 use roble_core::time::Timestamp;
+use roble_daemon::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
@@ -120,6 +121,7 @@ impl Shared {
             .clone()
             .unwrap_or_else(|| instance.to_string().replace('.', "-"));
         folder.prepare(order, &hostname)?;
+        failpoint!("node.create.folder");
 
         let user_text = spec::user_text(order, &image);
         let known = user::without_files(user_text);
@@ -136,12 +138,14 @@ impl Shared {
         };
         let created = self.client.containers().create(self.client.request(request)).await;
         let created = created.map_err(|status| self.create_error(instance, "create container", &status))?;
+        failpoint!("node.create.container");
         let created_at = created
             .into_inner()
             .container
             .and_then(|container| container.created_at);
 
         let mounts = self.prepare_snapshot(instance, &image.chain_id()).await?;
+        failpoint!("node.create.snapshot");
         if known.is_none() {
             let user = user::resolve(user_text, &mounts).map_err(failed)?;
             record.spec = Some(any(&self.spec(order, &image, &user, &folder, &hostname)?));
@@ -161,13 +165,16 @@ impl Shared {
             ..CreateTaskRequest::default()
         };
         let pid = self.create_task(instance, request).await?;
+        failpoint!("node.create.task");
         folder.mark_started()?;
+        failpoint!("node.create.marked");
         let request = StartRequest {
             container_id: instance.to_string(),
             exec_id: String::new(),
         };
         let started = self.client.tasks().start(self.client.request(request)).await;
         started.map_err(|status| self.create_error(instance, "start", &status))?;
+        failpoint!("node.create.started");
         self.watch(instance, order.version.clone(), pid);
         Ok(Started {
             pid,
@@ -299,19 +306,25 @@ impl Shared {
             if task.status() != TaskStatus::Stopped {
                 self.stop(instance, task.status(), signal, grace).await?;
             }
+            failpoint!("node.remove.stopped");
             let request = self.client.request(DeleteTaskRequest {
                 container_id: id.clone(),
             });
             optional(self.client.tasks().delete(request).await)
                 .map_err(|status| self.remove_error(instance, "task", status))?;
         }
+        failpoint!("node.remove.task");
         if !keep_folder {
             Folder::new(&self.config.state_dir, instance).remove()?;
         }
+        failpoint!("node.remove.folder");
         let request = self.client.request(DeleteContainerRequest { id });
         optional(self.client.containers().delete(request).await)
             .map_err(|status| self.remove_error(instance, "container", status))?;
-        self.remove_snapshot(instance).await
+        failpoint!("node.remove.container");
+        self.remove_snapshot(instance).await?;
+        failpoint!("node.remove.snapshot");
+        Ok(())
     }
 
     async fn remove_snapshot(&self, instance: InstanceId) -> Result<(), RuntimeError> {

@@ -13,8 +13,10 @@ use containerd_client::services::v1::{
 use containerd_client::types::Descriptor;
 use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest};
 use prost_types::FieldMask;
+use roble_daemon::failpoint;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
 /// Largest manifest, index or configuration that is read.
 pub(super) const MAX_DOCUMENT_BYTES: i64 = 4 << 20;
@@ -203,15 +205,37 @@ fn names(reference: &ImageReference, written: &str) -> Vec<String> {
 }
 
 /// Makes the snapshot of every layer, from the lowest up; does nothing for those that exist.
-pub(super) async fn unpack(client: &Client, snapshotter: &str, image: &Image) -> Result<(), RuntimeError> {
+pub(super) async fn unpack(
+    client: &Client,
+    snapshotter: &str,
+    image: &Image,
+    settled: &Mutex<HashSet<String>>,
+) -> Result<(), RuntimeError> {
     let chain = chain_ids(image.config.rootfs().diff_ids());
     let top = chain.last().cloned().unwrap_or_default();
+    let is_settled = || settled.lock().unwrap_or_else(PoisonError::into_inner).contains(&top);
+    let settle = || {
+        settled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(top.clone())
+    };
+    let purpose = format!("unpack-{top}");
     if has_snapshot(client, snapshotter, &top).await? {
+        // An engine that died after the last layer has left the label undone and its lease behind.
+        if !is_settled() {
+            label(client, snapshotter, image).await?;
+            Lease::end_left(client, &purpose).await?;
+            settle();
+        }
         return Ok(());
     }
-    let lease = Lease::begin(client, &format!("unpack-{top}")).await?;
+    let lease = Lease::begin(client, &purpose).await?;
+    failpoint!("node.unpack.lease");
     let done = unpack_layers(client, snapshotter, image, lease.id(), &chain).await;
-    lease.settle(client, done).await
+    lease.settle(client, done).await?;
+    settle();
+    Ok(())
 }
 
 async fn unpack_layers(
@@ -221,7 +245,6 @@ async fn unpack_layers(
     lease: &str,
     chain: &[String],
 ) -> Result<(), RuntimeError> {
-    let top = chain.last().cloned().unwrap_or_default();
     let mut parent = String::new();
     for ((layer, diff_id), name) in image
         .manifest
@@ -247,15 +270,21 @@ async fn unpack_layers(
         }
         parent.clone_from(name);
     }
-    // From the configuration's label containerd's collector knows that the image needs the snapshot.
+    failpoint!("node.unpack.committed");
+    label(client, snapshotter, image).await?;
+    failpoint!("node.unpack.labelled");
+    Ok(())
+}
+
+/// From the configuration's label containerd's collector knows that the image needs the snapshot.
+async fn label(client: &Client, snapshotter: &str, image: &Image) -> Result<(), RuntimeError> {
     let label = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
     set_labels(
         client,
         image.manifest.config().digest().as_ref(),
-        HashMap::from([(label, top)]),
+        HashMap::from([(label, image.chain_id())]),
     )
-    .await?;
-    Ok(())
+    .await
 }
 
 struct Layer<'a> {
@@ -300,6 +329,7 @@ async fn unpack_layer(
         .map_err(|status| failed("prepare", status))?
         .into_inner()
         .mounts;
+    failpoint!("node.unpack.prepared");
     let apply = ApplyRequest {
         diff: Some(layer.descriptor.clone()),
         mounts,
@@ -326,6 +356,7 @@ async fn unpack_layer(
             found,
         });
     }
+    failpoint!("node.unpack.applied");
     let commit = CommitSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         name: layer.name.to_owned(),

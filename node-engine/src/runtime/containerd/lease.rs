@@ -10,6 +10,10 @@ use std::collections::HashMap;
 /// How long a lease outlives a process that died while it held it, seconds.
 const LEASE_SECONDS: u64 = 3_600;
 
+fn id_of(purpose: &str) -> String {
+    format!("roble-{}", hex::encode(&Sha256::digest(purpose.as_bytes())[..12]))
+}
+
 /// A lease on what is made under its id. Not ended by dropping it: a call that was broken off goes on from there.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -19,7 +23,7 @@ pub(super) struct Lease {
 impl Lease {
     /// A lease for the work named `purpose`. A crashed process may have left one of the same name: it is replaced.
     pub(super) async fn begin(client: &Client, purpose: &str) -> Result<Self, RuntimeError> {
-        let id = format!("roble-{}", hex::encode(&Sha256::digest(purpose.as_bytes())[..12]));
+        let id = id_of(purpose);
         let expire = Timestamp::from_millis(wall_now().as_millis() + LEASE_SECONDS * 1_000);
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire.to_string())]);
         let request = CreateRequest { id: id.clone(), labels };
@@ -35,6 +39,16 @@ impl Lease {
             fresh(client.leases().create(client.request(request)).await).map_err(unavailable)?;
         }
         Ok(Self { id })
+    }
+
+    /// Ends the lease of work that turned out to be done: whoever held it died before it could.
+    pub(super) async fn end_left(client: &Client, purpose: &str) -> Result<(), RuntimeError> {
+        let request = DeleteRequest {
+            id: id_of(purpose),
+            sync: false,
+        };
+        optional(client.leases().delete(client.request(request)).await).map_err(unavailable)?;
+        Ok(())
     }
 
     pub(super) fn id(&self) -> &str {
