@@ -12,7 +12,7 @@ say "Installing what is missing"
 scripts/install-deps.sh
 
 say "Building (a few minutes the first time)"
-cargo build --release --quiet --bins
+cargo build --release --quiet -p roble-root -p roble-cluster -p roble-node -p roble-net -p roble-cli
 target=${CARGO_TARGET_DIR:-target}
 bin=$target/release
 PATH=$(cd "$bin" && pwd):$PATH

@@ -129,6 +129,7 @@ impl ClusterHands {
 fn log_step(step: &Step) {
     match step {
         Step::Place(instance, node, _) => tracing::info!(%instance, %node, "placed"),
+        Step::Adopt(instance, node, _) => tracing::info!(%instance, %node, "stays where it was found"),
         Step::Park(instance, _) => tracing::warn!(%instance, "no node can take it now"),
         Step::Withdraw(instance) => tracing::info!(%instance, "withdrawn"),
         Step::Keep(instance) => tracing::debug!(%instance, "stays where it is"),

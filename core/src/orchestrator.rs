@@ -62,6 +62,9 @@ pub struct PlacementRecord {
     /// Why it is where it is.
     #[serde(default)]
     pub explanation: Option<Explanation>,
+    /// How it ended for good, if it did. It is not run again in that generation, also if the child that ran it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<InstanceStatus>,
 }
 
 /// One instance as this tier knows it.
@@ -79,6 +82,13 @@ struct Entry {
     pending: Option<Explanation>,
 }
 
+/// What a child said last of an instance, whether or not it was ordered from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    version: Version,
+    phase: Phase,
+}
+
 /// One child as this tier knows it.
 #[derive(Debug, Clone, Default)]
 struct Child {
@@ -90,8 +100,8 @@ struct Child {
     standing: Option<Standing>,
     /// A person said: nothing new.
     cordoned: bool,
-    /// Instances it has reported and not withdrawn; lost on restart.
-    held: BTreeSet<InstanceId>,
+    /// Instances it has reported and not withdrawn, and what it said of them last; lost on restart.
+    held: BTreeMap<InstanceId, Held>,
     /// When it last said that it had lost what it knew: below it, at-most-one copies may run that it does not report.
     forgot_at: Option<Boottime>,
 }
@@ -347,11 +357,15 @@ impl Orchestrator {
     /// A report about one instance. Only the answer to the very last order counts.
     pub fn hear_status(&mut self, child: ChildId, status: InstanceStatus, now: Now) {
         let instance = status.instance;
-        if let Some(known) = self.children.get_mut(&child)
-            && known.held.insert(instance)
-        {
-            // From now on its own report of what is free knows of the instance.
-            self.wake_waiting();
+        if let Some(known) = self.children.get_mut(&child) {
+            let held = Held {
+                version: status.version.clone(),
+                phase: status.phase,
+            };
+            if known.held.insert(instance, held).is_none() {
+                // From now on its own report of what is free knows of the instance.
+                self.wake_waiting();
+            }
         }
         let Some(entry) = self.entries.get_mut(&instance) else {
             return;
@@ -393,6 +407,11 @@ impl Orchestrator {
             }
         }
         let capacity = before.is_none();
+        let ended = status.phase.is_final().then(|| status.clone());
+        if entry.record.ended != ended {
+            entry.record.ended = ended;
+            self.effects.push(Effect::Record(instance));
+        }
         entry.status = Some(status);
         self.effects.push(Effect::Status(instance));
         if capacity {
@@ -436,7 +455,7 @@ impl Orchestrator {
                 .as_ref()
                 .is_some_and(|placement| placement.child == child);
             let is_left = |left: &Placement| left.child == child && !(left.fenced && is_forgetful);
-            if known.held.contains(&instance) || !entry.record.leaving.iter().any(is_left) {
+            if known.held.contains_key(&instance) || !entry.record.leaving.iter().any(is_left) {
                 continue;
             }
             entry.record.leaving.retain(|left| !is_left(left));
@@ -542,6 +561,15 @@ impl Entry {
             .as_ref()
             .filter(|placement| placement.child == child)?;
         self.wish.as_ref().map(|wish| wish.version.child(placement.epoch))
+    }
+
+    /// How it ended for good in the wished generation.
+    fn ended(&self) -> Option<&InstanceStatus> {
+        let generation = self.wish.as_ref()?.version.generation;
+        self.record
+            .ended
+            .as_ref()
+            .filter(|ended| ended.version.generation == generation)
     }
 
     fn is_fenced(&self) -> bool {

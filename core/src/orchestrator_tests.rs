@@ -106,6 +106,121 @@ fn nothing_is_refused_before_every_child_was_heard_or_given_up() {
     );
 }
 
+/// A report of `child`, whatever it was ordered.
+fn say(orchestrator: &mut Orchestrator, number: usize, epochs: &[u64], phase: Phase, now: Now) {
+    let version = Version {
+        generation: Generation(1),
+        epochs: Epochs(epochs.to_vec()),
+    };
+    orchestrator.hear_status(child(number), InstanceStatus::new(instance(0), version, phase), now);
+}
+
+#[test]
+fn what_a_lost_child_still_runs_on_its_return_stays_there_if_it_is_nowhere_else() {
+    let mut orchestrator = Orchestrator::new(Level::Nodes, Clocks::NODES, at(0).boot);
+    orchestrator.add_child(child(0), node(0, "a", 1_000, 100), false);
+    orchestrator.hear_beat(child(0), at(0));
+    orchestrator.set_wish(wish(0, 1, 100, false));
+    orchestrator.reconcile(at(1));
+    orchestrator.tick(at(60_000));
+    orchestrator.reconcile(at(60_000));
+    assert_eq!(
+        orchestrator.holder(instance(0)),
+        None,
+        "it was given up, and there is no other"
+    );
+    orchestrator.hear_beat(child(0), at(61_000));
+    orchestrator.reconcile(at(61_000));
+    say(&mut orchestrator, 0, &[1, 1], Phase::Running, at(61_001));
+    orchestrator.reconcile(at(61_001));
+    assert_eq!(orchestrator.holder(instance(0)), Some(child(0)));
+    let order = orchestrator.order(child(0), instance(0)).unwrap();
+    assert_eq!(order.version.epochs, Epochs(vec![1, 2]), "under a new order");
+    assert!(orchestrator.explain(instance(0)).unwrap().kept);
+    assert!(orchestrator.record(instance(0)).unwrap().leaving.is_empty());
+    assert!(orchestrator.plan(at(61_002)).is_empty());
+}
+
+#[test]
+fn a_tier_that_lost_its_records_listens_and_keeps_what_its_children_run() {
+    let mut orchestrator = Orchestrator::new(Level::Nodes, Clocks::NODES, at(0).boot);
+    orchestrator.set_fresh();
+    let mut renewed = wish(0, 1, 100, false);
+    renewed.version.epochs = Epochs(vec![2]);
+    orchestrator.set_wish(renewed);
+    orchestrator.add_child(child(0), node(0, "a", 1_000, 100), false);
+    orchestrator.hear_beat(child(0), at(1_000));
+    orchestrator.tick(at(1_000));
+    orchestrator.reconcile(at(1_000));
+    assert_eq!(orchestrator.holder(instance(0)), None, "another node may have it");
+    orchestrator.add_child(child(1), node(1, "a", 1_000, 100), false);
+    orchestrator.hear_beat(child(1), at(2_000));
+    say(&mut orchestrator, 1, &[1, 7], Phase::Running, at(2_000));
+    orchestrator.reconcile(at(2_000));
+    assert_eq!(orchestrator.holder(instance(0)), Some(child(1)));
+    // What nobody has is placed once all had the time to come back; what was never ordered before, at once.
+    let mut other = wish(1, 1, 100, false);
+    other.version.epochs = Epochs(vec![2]);
+    orchestrator.set_wish(other);
+    orchestrator.set_wish(wish(2, 1, 100, false));
+    orchestrator.reconcile(at(3_000));
+    assert_eq!(orchestrator.holder(instance(1)), None);
+    assert!(orchestrator.holder(instance(2)).is_some());
+    for number in 0..2 {
+        orchestrator.hear_beat(child(number), at(8_000));
+    }
+    orchestrator.tick(at(8_000));
+    orchestrator.reconcile(at(8_000));
+    assert!(orchestrator.holder(instance(1)).is_some());
+}
+
+#[test]
+fn what_ended_for_good_does_not_run_again_elsewhere() {
+    let mut orchestrator = two_nodes();
+    orchestrator.set_wish(wish(0, 1, 100, false));
+    orchestrator.reconcile(at(1));
+    report(&mut orchestrator, 0, Phase::Completed, at(2));
+    let holder = orchestrator.holder(instance(0)).unwrap();
+    let record = orchestrator.record(instance(0)).unwrap().clone();
+    orchestrator.remove_child(holder);
+    orchestrator.reconcile(at(3));
+    assert_eq!(orchestrator.holder(instance(0)), None);
+    assert_eq!(orchestrator.view(instance(0)).unwrap().phase, Phase::Completed);
+    // Nor after a restart of this tier, whose child stays away.
+    let mut orchestrator = Orchestrator::new(Level::Nodes, Clocks::NODES, at(10).boot);
+    orchestrator.add_child(holder, node(0, "a", 1_000, 100), false);
+    orchestrator.restore(instance(0), Some(wish(0, 1, 100, false)), record);
+    orchestrator.tick(at(60_000));
+    orchestrator.reconcile(at(60_000));
+    assert_eq!(orchestrator.view(instance(0)).unwrap().phase, Phase::Completed);
+    assert!(orchestrator.record(instance(0)).unwrap().leaving.is_empty());
+    // A new generation runs.
+    orchestrator.add_child(child(2), node(2, "a", 1_000, 100), false);
+    orchestrator.hear_beat(child(2), at(60_001));
+    orchestrator.set_wish(wish(0, 2, 100, false));
+    orchestrator.tick(at(60_001));
+    orchestrator.reconcile(at(60_001));
+    assert_eq!(orchestrator.holder(instance(0)), Some(child(2)));
+}
+
+#[test]
+fn only_what_is_as_wished_is_kept() {
+    let mut orchestrator = two_nodes();
+    say(&mut orchestrator, 0, &[1, 1], Phase::Running, at(1));
+    orchestrator.set_wish(wish(0, 2, 100, false));
+    orchestrator.reconcile(at(2));
+    assert_eq!(
+        orchestrator.holder(instance(0)),
+        None,
+        "the old generation must go first"
+    );
+    let mut orchestrator = two_nodes();
+    say(&mut orchestrator, 0, &[1, 1], Phase::Stopping, at(1));
+    orchestrator.set_wish(wish(0, 1, 100, false));
+    orchestrator.reconcile(at(2));
+    assert_eq!(orchestrator.holder(instance(0)), None, "what stops is not kept");
+}
+
 #[test]
 fn a_report_that_skips_steps_counts() {
     let mut orchestrator = two_nodes();

@@ -174,6 +174,9 @@ pub struct Explanation {
     pub refused: BTreeMap<Refusal, u32>,
     /// At most [`EXAMPLES`] of them.
     pub examples: Vec<Refused>,
+    /// Nothing was chosen anew: the instance was found there and stays.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 impl Explanation {

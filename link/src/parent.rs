@@ -68,6 +68,8 @@ pub struct ParentEnd {
     /// Sequence number of the last frame of this session that may change the child's orders.
     orders_seq: u64,
     status: SetIndex,
+    /// All that the child reports was heard in this session: before, it is not told what is surplus on it.
+    heard_out: bool,
     /// Sequence number of the last profile heard in this session.
     profile: u64,
     complete: bool,
@@ -90,6 +92,7 @@ impl ParentEnd {
             changed_orders: BTreeSet::new(),
             orders_seq: 0,
             status: SetIndex::default(),
+            heard_out: false,
             profile: 0,
             complete,
             fetched_at: None,
@@ -266,6 +269,7 @@ impl ParentEnd {
         self.outbox = Outbox { session, seq: 0 };
         self.orders_seq = 0;
         self.profile = 0;
+        self.heard_out = false;
         self.heard = seq;
         self.open = true;
         self.fetched_at = None;
@@ -286,14 +290,15 @@ impl ParentEnd {
 
     fn hear_beat(&mut self, beat: &wire::Beat, now: Now, out: &mut Vec<ParentOutput>) {
         out.push(ParentOutput::Beat);
+        let equal_status = beat.status == self.status.digest();
+        self.heard_out |= equal_status;
         let ack = wire::BeatAck {
             number: beat.number,
             orders: self.orders.digest(),
-            complete: self.complete,
+            complete: self.complete && self.heard_out,
             profile: self.profile,
         };
         out.push(ParentOutput::Send(self.outbox.frame(Body::BeatAck(ack))));
-        let equal_status = beat.status == self.status.digest();
         if !equal_status && self.fetched_at.is_none_or(|at| now.boot.since(at) >= 1_000) {
             self.fetched_at = Some(now.boot);
             let fetch = self.status.fetch(SetKind::Status);

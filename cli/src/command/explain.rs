@@ -103,6 +103,9 @@ fn decision(text: &mut String, title: &str, noun: &str, explanation: &Explanatio
             &table(&["RANK", &header, "SAME SERVICE THERE", "LEFT OVER"], rows.into_iter()),
         );
     }
+    if explanation.kept {
+        text.push_str("  it was found there, as wished, and stays\n");
+    }
     if explanation.refused.is_empty() {
         return;
     }

@@ -1,6 +1,6 @@
 //! Planning: from what is wished and known to the next steps, and carrying them out on the own state.
 
-use super::{Effect, Entry, Orchestrator, Placement, host_ports};
+use super::{Effect, Entry, Held, Orchestrator, Placement, host_ports};
 use crate::ids::{ChildId, InstanceId};
 use crate::liveness::Standing;
 use crate::placement::{self, Candidate, Explanation, Level, Readiness};
@@ -17,6 +17,8 @@ use std::collections::BTreeSet;
 pub enum Step {
     /// Order the instance from this child.
     Place(InstanceId, ChildId, Box<Explanation>),
+    /// This child has it already, in the wished generation: it stays there under a new order, undisturbed.
+    Adopt(InstanceId, ChildId, Box<Explanation>),
     /// No place; keep why.
     Park(InstanceId, Box<Explanation>),
     /// Take it away from where it is; it is placed anew in a later step, if still wished.
@@ -69,12 +71,74 @@ impl Orchestrator {
         };
         match &entry.record.placement {
             Some(placement) => self.plan_placed(entry, wish, placement, now),
-            None if self.must_wait(entry, instance, now) => None,
-            None => Some(self.plan_unplaced(entry, wish)).filter(|step| match step {
-                Step::Park(_, explanation) => entry.pending.as_ref() != Some(explanation),
-                _ => true,
-            }),
+            None if entry.ended().is_some() => None,
+            None => self
+                .plan_adoption(entry, wish, now)
+                .or_else(|| self.plan_anew(entry, wish, now)),
         }
+    }
+
+    fn plan_anew(&self, entry: &Entry, wish: &Assignment, now: Now) -> Option<Step> {
+        if self.must_wait(entry, wish, None, now) {
+            return None;
+        }
+        Some(self.plan_unplaced(entry, wish)).filter(|step| match step {
+            Step::Park(_, explanation) => entry.pending.as_ref() != Some(explanation),
+            _ => true,
+        })
+    }
+
+    /// A child that answers may have the instance although it is placed nowhere: it came back after it was given up, or
+    /// this tier lost its records. What is as wished stays where it is.
+    fn plan_adoption(&self, entry: &Entry, wish: &Assignment, now: Now) -> Option<Step> {
+        let instance = wish.instance;
+        let adoptable = |held: &Held| {
+            held.version.generation == wish.version.generation
+                && matches!(
+                    held.phase,
+                    Phase::Starting | Phase::Running | Phase::BackingOff | Phase::Completed | Phase::Failed
+                )
+        };
+        let (id, _) = self
+            .children
+            .iter()
+            .filter(|(_, child)| child.standing == Some(Standing::Ready))
+            .filter_map(|(id, child)| Some((*id, child.held.get(&instance).filter(|held| adoptable(held))?)))
+            .max_by_key(|(_, held)| &held.version)?;
+        // Of at-most-one copies another one may still run elsewhere.
+        if entry.is_fenced() && self.must_wait(entry, wish, Some(id), now) {
+            return None;
+        }
+        let left = entry.record.leaving.iter().find(|left| left.child == id);
+        let reserved = match self.level {
+            // It has taken the instance, so what it says is free is beside it.
+            Level::Clusters => wish.spec.resources,
+            Level::Nodes => left.map_or(Resources::ZERO, |left| left.reserved),
+        };
+        let mut explanation = self.fits_where_it_is(wish, id, &reserved)?;
+        explanation.kept = true;
+        Some(Step::Adopt(instance, id, Box::new(explanation)))
+    }
+
+    /// Whether a child that has the instance may keep it under this wish. Only what is asked for beyond its own
+    /// reservation must be free, and a silent child is not a reason to move.
+    fn fits_where_it_is(&self, wish: &Assignment, child: ChildId, reserved: &Resources) -> Option<Explanation> {
+        let mut candidate = self.candidate(child, wish)?;
+        if !matches!(candidate.readiness, Readiness::Refused(_)) {
+            candidate.readiness = Readiness::Ready;
+        }
+        let growth = InstanceSpec {
+            resources: wish.spec.resources.minus(reserved),
+            ..(*wish.spec).clone()
+        };
+        // Ports are of nodes: a cluster has as many of each as it has nodes, and looks after them itself.
+        let others = match self.level {
+            Level::Clusters => BTreeSet::new(),
+            Level::Nodes => self.ports_on(child, Some(wish.instance)),
+        };
+        candidate.ports = &others;
+        let (chosen, explanation) = placement::place(self.level, &growth, &[candidate]);
+        chosen.map(|_| explanation)
     }
 
     fn plan_placed(&self, entry: &Entry, wish: &Assignment, placement: &Placement, now: Now) -> Option<Step> {
@@ -84,32 +148,20 @@ impl Orchestrator {
         }) {
             return Some(Step::Withdraw(instance));
         }
-        if self.may_evict(placement, now) && !entry.status.as_ref().is_some_and(|status| status.phase.is_final()) {
+        if self.may_evict(placement, now) && entry.ended().is_none() {
             return Some(Step::Withdraw(instance));
         }
         if placement.checked == wish.version.generation {
             return None;
         }
-        // A new generation: does it still fit where it is? Only what it asks for beyond its own reservation must be free,
-        // and a silent child is not a reason to move.
-        let mut candidate = self.candidate(placement.child, wish)?;
-        if !matches!(candidate.readiness, Readiness::Refused(_)) {
-            candidate.readiness = Readiness::Ready;
-        }
-        let growth = InstanceSpec {
-            resources: wish.spec.resources.minus(&placement.reserved),
-            ..(*wish.spec).clone()
-        };
-        // Ports are of nodes: a cluster has as many of each as it has nodes, and looks after them itself.
-        let others = match self.level {
-            Level::Clusters => BTreeSet::new(),
-            Level::Nodes => self.ports_on(placement.child, Some(instance)),
-        };
-        candidate.ports = &others;
-        Some(match placement::assess(self.level, &growth, &candidate) {
-            Ok(_) => Step::Keep(instance),
-            Err(_) => Step::Withdraw(instance),
-        })
+        // A new generation: does it still fit where it is?
+        self.children.get(&placement.child)?;
+        Some(
+            match self.fits_where_it_is(wish, placement.child, &placement.reserved) {
+                Some(_) => Step::Keep(instance),
+                None => Step::Withdraw(instance),
+            },
+        )
     }
 
     fn plan_unplaced(&self, entry: &Entry, wish: &Assignment) -> Step {
@@ -158,19 +210,31 @@ impl Orchestrator {
         !placement.fenced || now.since(silent_since) >= self.clocks.replace_fenced_ms
     }
 
-    /// Whether an unplaced instance must wait for a former holder: one that answers confirms soon, and an at-most-one
-    /// copy must surely have stopped.
-    fn must_wait(&self, entry: &Entry, instance: InstanceId, now: Now) -> bool {
+    /// Whether an unplaced instance must wait for a former holder other than `except`: one that answers confirms soon,
+    /// and an at-most-one copy must surely have stopped.
+    fn must_wait(&self, entry: &Entry, wish: &Assignment, except: Option<ChildId>, now: Now) -> bool {
         if is_planted(Bug::SkipFence) {
             return false;
         }
+        let instance = wish.instance;
         let fence = self.clocks.replace_fenced_ms;
         let fenced = entry.is_fenced();
-        let unheard_of = self.fresh && fenced && entry.record.epoch == 0;
-        if unheard_of && now.boot.since(self.started) < fence {
-            return true;
+        // Records were lost. What the tier above has ordered before may run on a child that is not back yet.
+        if self.fresh && entry.record.epoch == 0 {
+            let was_ordered = wish.version.epochs.last() > 1;
+            let listen_ms = match self.clocks.lost_ms {
+                _ if fenced => fence,
+                Some(lost_ms) if was_ordered => lost_ms,
+                _ => 0,
+            };
+            if now.boot.since(self.started) < listen_ms {
+                return true;
+            }
         }
         let holds_back = |id: &ChildId, fenced: bool| {
+            if Some(*id) == except {
+                return false;
+            }
             let Some(child) = self.children.get(id) else {
                 return fenced && self.ghosts.contains_key(id);
             };
@@ -180,7 +244,10 @@ impl Orchestrator {
         };
         let mut leaving = entry.record.leaving.iter();
         // What a child reports it has, whether or not this tier remembers having ordered it.
-        let mut holders = self.children.iter().filter(|(_, child)| child.held.contains(&instance));
+        let mut holders = self
+            .children
+            .iter()
+            .filter(|(_, child)| child.held.contains_key(&instance));
         leaving.any(|left| holds_back(&left.child, left.fenced || fenced))
             || holders.any(|(child, _)| holds_back(child, fenced))
     }
@@ -203,7 +270,7 @@ impl Orchestrator {
                 .filter(|held| held.child == id && !is_planted(Bug::ForgetReservation))
             {
                 reserved = reserved.plus(&placement.reserved);
-                if !child.held.contains(instance) {
+                if !child.held.contains_key(instance) {
                     unaccounted.push(placement.reserved);
                 }
             }
@@ -262,7 +329,9 @@ impl Orchestrator {
 
     fn apply(&mut self, step: &Step) {
         match step {
-            Step::Place(instance, child, explanation) => self.apply_place(*instance, *child, explanation),
+            Step::Place(instance, child, explanation) | Step::Adopt(instance, child, explanation) => {
+                self.apply_place(*instance, *child, explanation);
+            }
             Step::Park(instance, explanation) => {
                 if let Some(entry) = self.entries.get_mut(instance) {
                     entry.pending = Some((**explanation).clone());

@@ -88,6 +88,12 @@ impl Orchestrator {
             return Some(view);
         };
         let placed = entry.record.placement.as_ref();
+        if let (None, Some(ended)) = (&entry.status, entry.ended()) {
+            return Some(InstanceStatus {
+                version: wish.version.clone(),
+                ..ended.clone()
+            });
+        }
         let standing = placed
             .and_then(|placement| self.children.get(&placement.child))
             .and_then(|child| child.standing);
