@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use http::StatusCode;
 use roble_core::ids::NodeId;
-use roble_core::registry::{Member, MemberState};
+use roble_core::registry::{Forgotten, Member, MemberState};
 use roble_daemon::failpoint;
 use roble_daemon::health::Health;
 use roble_daemon::pki::{Identity, VerifiedRequest, certificate_request_from_pem};
 use roble_daemon::rate::RateLimit;
 use roble_daemon::refusal::Refusal;
 use roble_daemon::serve::{PeerAddress, PeerCertificate};
-use roble_proto::rest::{JoinGrant, JoinRequest, RenewRequest};
+use roble_proto::rest::{JoinGrant, JoinRequest, MemberAnswer, RenewRequest};
 use roble_proto::wire::link_server::LinkServer;
 use serde::de::DeserializeOwned;
 
@@ -54,6 +54,7 @@ pub fn router(api: Arc<Api>, streams: NodeStreams, health: Health) -> Router {
     Router::new()
         .route("/v1/join", post(join))
         .route("/v1/renew", post(renew))
+        .route("/v1/members/{key}", get(member))
         .with_state(api)
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(health))
@@ -109,13 +110,43 @@ async fn renew(
         let message = "the request is for another key than the connection's";
         return Err(Refusal::new("other-key", message));
     }
+    let Identity::Node { node, .. } = &peer.identity else {
+        return Err(Refusal::new("other-key", "the certificate is not a node's"));
+    };
+    let node: NodeId = node.parse().map_err(Refusal::internal)?;
+    // A handshake that was under way when the node was put out.
+    if api.members.is_revoked(node) {
+        return Err(Refusal::new("revoked", "this identity was revoked"));
+    }
+    let forgotten = ask.name.map(|name| Forgotten {
+        id: node.into(),
+        name,
+        needs_approval: !api.members.is_whole(),
+    });
     let key_sha256 = peer.key.to_string();
-    let member = api.doors.member(|asker| Event::Renew { asker, key_sha256 }).await??;
-    if !matches!(&peer.identity, Identity::Node { node, .. } if *node == member.id.to_string()) {
+    let renewed = api.doors.member(|asker| Event::Renew {
+        asker,
+        key_sha256,
+        forgotten,
+    });
+    let member = renewed.await??;
+    if NodeId(member.id.0) != node {
         return Err(Refusal::new("other-key", "the certificate is another node's"));
     }
     tracing::info!(node = %member.id, "node renews");
     api.grant(&member, &csr).await
+}
+
+/// What the holder of a key is here: for one who is refused and does not know why. Says nothing that he has to prove.
+async fn member(
+    State(api): State<Arc<Api>>,
+    Extension(PeerAddress(address)): Extension<PeerAddress>,
+    Path(key_sha256): Path<String>,
+) -> Result<Json<MemberAnswer>, Refusal> {
+    api.check_rate(address.ip())?;
+    let state = api.members.state_of(&key_sha256);
+    let state = state.ok_or_else(|| Refusal::new("unknown-member", "no member has this key"))?;
+    Ok(Json(MemberAnswer { state }))
 }
 
 fn signing_request(pem: &str) -> Result<VerifiedRequest, Refusal> {

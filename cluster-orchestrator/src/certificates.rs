@@ -144,6 +144,11 @@ impl Certificates {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Which cluster this is.
     pub const fn cluster(&self) -> ClusterId {
         self.cluster
@@ -178,6 +183,18 @@ impl Certificates {
             certificates_to_pem(chain),
             certificates_to_pem(std::slice::from_ref(root)),
         ))
+    }
+
+    /// The root's API as anybody sees it: it is checked, we show nothing.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub fn root_door(&self) -> Result<Dialer, CertificateError> {
+        let roots = [self.authority().root().clone()];
+        let tls = ClientTls::trusting(Identity::Root, &roots, self.clock.clone())
+            .protocol(Protocol::Http)
+            .build()?;
+        Ok(Dialer::new(tls))
     }
 
     /// The root authority as PEM.
@@ -231,7 +248,7 @@ impl Certificates {
         .credential(&leaf)
         .protocol(Protocol::Raw)
         .build()?;
-        let grant = roble_daemon::join::renew(&Dialer::new(tls), &root, &key).await?;
+        let grant = roble_daemon::join::renew(&Dialer::new(tls), &root, &key, None).await?;
         let mut membership = Membership::of_grant(&grant, pin, &root, &self.folder)?;
         let authority = membership.authority(&self.folder, self.lifetimes)?;
         if membership.id != self.cluster {

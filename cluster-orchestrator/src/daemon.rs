@@ -37,7 +37,7 @@ use crate::membership::Membership;
 use crate::metrics::{BrokerFigures, ClusterMetrics};
 use crate::streams::{NodeStreams, Streams};
 use crate::tier::{ClusterConfig, ClusterTier};
-use crate::uplink::{RootLink, UplinkState};
+use crate::uplink::{RootDoor, RootLink, UplinkState};
 use crate::{nodes, uplink};
 
 /// Events that may wait for the tier.
@@ -99,6 +99,7 @@ impl Daemon {
         let health = Health::new();
         let (store_check, broker_check, identity_check) =
             (health.check("store"), health.check("broker"), health.check("identity"));
+        let is_known = Membership::path(folder).try_exists()?;
         let membership = parts::membership(&config, &seams, verifier.clone(), &stop).await?;
         identity_check.pass();
 
@@ -108,7 +109,8 @@ impl Daemon {
         let records = shell::load(&*store, &[]).await.context("read the store")?;
 
         let revocations = Revocations::new();
-        let members = Arc::new(Members::default());
+        let lost = opened.set_aside.is_some() || (opened.fresh && is_known);
+        let members = Arc::new(Members::open(folder, lost)?);
         let certificates = Arc::new(Certificates::open(
             folder,
             membership.clone(),
@@ -157,10 +159,13 @@ impl Daemon {
                 MemberState::Active => broker.admit(node).await?,
                 MemberState::Pending => {}
                 MemberState::Revoked => {
-                    revocations.deny(node_identity(cluster, node));
-                    broker.revoke(node).await?;
+                    members.revoke(node);
                 }
             }
+        }
+        for node in members.revoked() {
+            revocations.deny(node_identity(cluster, node));
+            broker.revoke(node).await?;
         }
         metrics.register(|registry| registry.register_collector(Box::new(BrokerFigures(broker.clone()))));
         broker_check.pass();
@@ -244,6 +249,7 @@ impl Daemon {
         )));
         tasks.spawn(done(uplink::carry(
             transport,
+            RootDoor::new(&certificates, &membership)?,
             events.clone(),
             uplink_state,
             stop.clone(),

@@ -9,7 +9,7 @@ use roble_core::labels::Labels;
 use roble_core::liveness::{Clocks, Standing};
 use roble_core::orchestrator::{PlacementRecord, Step};
 use roble_core::placement::{Level, Profile};
-use roble_core::registry::{Member, MemberState, Registry, RegistryError};
+use roble_core::registry::{Forgotten, Member, MemberState, Registry, RegistryError};
 use roble_core::spec::Assignment;
 use roble_core::tier::{Output, Record, Tier, Write};
 use roble_core::time::{Boottime, Now};
@@ -47,6 +47,8 @@ pub enum Event {
     UplinkUp,
     /// The transport to the root went down.
     UplinkDown,
+    /// The root has put this cluster out for good: it said so to a question of ours.
+    UplinkRevoked,
     /// A message of the root.
     UplinkMessage(wire::Frame),
     /// A message of a node, named by its certificate.
@@ -72,6 +74,8 @@ pub enum Event {
         asker: u64,
         /// SHA-256 of the public key, hex, proven by the connection.
         key_sha256: String,
+        /// Who it says it is, proven by the connection except for the name: taken up again if it is not known.
+        forgotten: Option<Forgotten>,
     },
     /// A request at the cluster's own doors. Answered with [`Act::Answer`].
     Local(u64, wire::request::What),
@@ -301,7 +305,15 @@ impl ClusterTier {
                         self.ask(Asker::Root(request.id), what, now, rng, out);
                     }
                 }
-                ChildOutput::Connected(connected) => out.acts.push(Act::Connected(connected)),
+                ChildOutput::Connected(connected) => {
+                    self.children.set_parent_hears(connected);
+                    out.acts.push(Act::Connected(connected));
+                }
+                // A root does not forget its clusters; one restored from an old backup needs a person.
+                ChildOutput::Unknown => {
+                    let what = "the root does not know this cluster";
+                    out.acts.push(Act::Note(Note::Violation(what.to_owned())));
+                }
             }
         }
     }
@@ -381,6 +393,11 @@ impl Tier for ClusterTier {
                 let outputs = self.uplink.transport_down();
                 self.handle_up(outputs, now, rng, &mut out);
             }
+            Event::UplinkRevoked => {
+                let outputs = self.uplink.dismiss();
+                self.handle_up(outputs, now, rng, &mut out);
+                self.children.set_complete();
+            }
             Event::UplinkMessage(frame) => {
                 let outputs = self.uplink.receive(frame, &Reports(&self.children), now);
                 self.handle_up(outputs, now, rng, &mut out);
@@ -411,9 +428,20 @@ impl Tier for ClusterTier {
                 }
                 out.acts.push(Act::Joined(asker, joined));
             }
-            Event::Renew { asker, key_sha256 } => {
-                out.acts
-                    .push(Act::Joined(asker, self.registry.renew(&key_sha256).cloned()));
+            Event::Renew {
+                asker,
+                key_sha256,
+                forgotten,
+            } => {
+                let mut renewed = self.registry.renew(&key_sha256).cloned();
+                if let (Err(RegistryError::Unknown), Some(forgotten)) = (&renewed, forgotten) {
+                    renewed = self.registry.readmit(forgotten, &key_sha256, now.wall);
+                    if let Ok(member) = &renewed {
+                        out.writes.extend(member_write(member));
+                        self.admit(member);
+                    }
+                }
+                out.acts.push(Act::Joined(asker, renewed));
             }
             Event::Local(asker, what) => self.ask(Asker::Local(asker), what, now, rng, &mut out),
         }

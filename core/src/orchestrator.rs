@@ -80,6 +80,8 @@ struct Entry {
     refused: BTreeMap<ChildId, (Reason, Boottime)>,
     /// Why it is nowhere; derived.
     pending: Option<Explanation>,
+    /// The tier above was told that there is no place here for this version.
+    declined: Option<Version>,
 }
 
 /// What a child said last of an instance, whether or not it was ordered from it.
@@ -102,6 +104,8 @@ struct Child {
     cordoned: bool,
     /// Instances it has reported and not withdrawn, and what it said of them last; lost on restart.
     held: BTreeMap<InstanceId, Held>,
+    /// All that it reports was heard; lost on restart.
+    heard_out: bool,
     /// When it last said that it had lost what it knew: below it, at-most-one copies may run that it does not report.
     forgot_at: Option<Boottime>,
 }
@@ -141,6 +145,8 @@ pub struct Orchestrator {
     waiting: BTreeSet<InstanceId>,
     /// Children removed for good that may still run at-most-one copies, and since when they can hear of no lease.
     ghosts: BTreeMap<ChildId, Boottime>,
+    /// The tier above hears at once what is reported: what it was told is declined is its to place, not ours.
+    parent_hears: bool,
     /// Records of earlier placements may have been lost: others may hold at-most-one copies that are not known here.
     fresh: bool,
     /// When [`Self::tick`] was called last.
@@ -162,6 +168,7 @@ impl Orchestrator {
             attention: BTreeSet::new(),
             waiting: BTreeSet::new(),
             ghosts: BTreeMap::new(),
+            parent_hears: false,
             fresh: false,
             ticked: started,
             brake: false,
@@ -172,6 +179,15 @@ impl Orchestrator {
     /// The store is new or was lost: nothing is known of copies that an earlier life of this tier may have placed.
     pub const fn set_fresh(&mut self) {
         self.fresh = true;
+    }
+
+    /// A session with the tier above stands, or is lost. While it stands, an instance that was declined is placed elsewhere by
+    /// that tier; without it, here as soon as there is room.
+    pub fn set_parent_hears(&mut self, hears: bool) {
+        self.parent_hears = hears;
+        self.entries.values_mut().for_each(|entry| entry.declined = None);
+        self.effects.extend(self.waiting.iter().map(|id| Effect::Status(*id)));
+        self.wake_waiting();
     }
 
     /// Takes up a stored instance at start, after the children. `wish` is `None` for one that is being deleted.
@@ -419,6 +435,15 @@ impl Orchestrator {
         }
     }
 
+    /// Everything that a child has was reported.
+    pub fn hear_all(&mut self, child: ChildId) {
+        if let Some(known) = self.children.get_mut(&child)
+            && !std::mem::replace(&mut known.heard_out, true)
+        {
+            self.wake_waiting();
+        }
+    }
+
     /// A child no longer reports an instance.
     pub fn hear_status_removed(&mut self, child: ChildId, instance: InstanceId) {
         if let Some(known) = self.children.get_mut(&child) {
@@ -517,6 +542,16 @@ impl Orchestrator {
 
     /// What changed since the last call, in order, without repetitions.
     pub fn take_effects(&mut self) -> Vec<Effect> {
+        if self.parent_hears {
+            for effect in &self.effects {
+                if let Effect::Status(instance) = effect
+                    && self.is_refused(*instance)
+                    && let Some(entry) = self.entries.get_mut(instance)
+                {
+                    entry.declined = entry.wish.as_ref().map(|wish| wish.version.clone());
+                }
+            }
+        }
         let mut seen = Vec::with_capacity(self.effects.len().min(64));
         let mut known = std::collections::HashSet::new();
         for effect in self.effects.drain(..) {

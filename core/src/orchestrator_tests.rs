@@ -164,8 +164,15 @@ fn a_tier_that_lost_its_records_listens_and_keeps_what_its_children_run() {
     orchestrator.set_wish(other);
     orchestrator.set_wish(wish(2, 1, 100, false));
     orchestrator.reconcile(at(3_000));
+    assert_eq!(
+        orchestrator.holder(instance(2)),
+        None,
+        "what its children have is not known yet"
+    );
+    orchestrator.hear_all(child(1));
+    orchestrator.reconcile(at(3_000));
     assert_eq!(orchestrator.holder(instance(1)), None);
-    assert!(orchestrator.holder(instance(2)).is_some());
+    assert_eq!(orchestrator.holder(instance(2)), Some(child(1)));
     for number in 0..2 {
         orchestrator.hear_beat(child(number), at(8_000));
     }

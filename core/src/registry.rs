@@ -141,8 +141,8 @@ pub struct Member {
     pub state: MemberState,
     /// SHA-256 of its public key, hex.
     pub key_sha256: String,
-    /// The token it joined with.
-    pub token: TokenId,
+    /// The token it joined with; `None` if that was forgotten.
+    pub token: Option<TokenId>,
     /// When it joined.
     pub joined_at: Timestamp,
     /// A person said: nothing new on it.
@@ -151,6 +151,17 @@ pub struct Member {
     /// Two living processes used its identity.
     #[serde(default)]
     pub cloned: bool,
+}
+
+/// A member that is not known here, as its certificate and its request say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Its id, from the certificate.
+    pub id: ChildId,
+    /// The name it had.
+    pub name: String,
+    /// It is not known that it was never put out.
+    pub needs_approval: bool,
 }
 
 /// Why a join, an approval or a renewal is refused. `code` is stable.
@@ -357,7 +368,45 @@ impl Registry {
                 MemberState::Active
             },
             key_sha256: key_sha256.to_owned(),
-            token,
+            token: Some(token),
+            joined_at: now,
+            cordoned: false,
+            cloned: false,
+        };
+        self.members.insert(member.id, member.clone());
+        Ok(member)
+    }
+
+    /// Takes up a member that this tier let in before it lost its records. Its certificate proves id and key; that it was
+    /// not put out since must be known from elsewhere, or a person approves.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; the member that is known under this id counts.
+    pub fn readmit(&mut self, forgotten: Forgotten, key_sha256: &str, now: Timestamp) -> Result<Member, RegistryError> {
+        if let Some(known) = self.members.get(&forgotten.id) {
+            let is_same = known.key_sha256 == key_sha256 && known.state != MemberState::Revoked;
+            return if is_same {
+                Ok(known.clone())
+            } else {
+                Err(RegistryError::Revoked)
+            };
+        }
+        if !is_name(&forgotten.name) {
+            return Err(RegistryError::BadName(forgotten.name.chars().take(64).collect()));
+        }
+        if self.member_named(&forgotten.name).is_some() {
+            return Err(RegistryError::NameTaken(forgotten.name));
+        }
+        let member = Member {
+            id: forgotten.id,
+            name: forgotten.name,
+            state: if forgotten.needs_approval {
+                MemberState::Pending
+            } else {
+                MemberState::Active
+            },
+            key_sha256: key_sha256.to_owned(),
+            token: None,
             joined_at: now,
             cordoned: false,
             cloned: false,
@@ -469,7 +518,7 @@ impl Registry {
         let old = |token: &TokenRecord| token.expires_at.as_millis().saturating_add(DAY_MS) < now.as_millis();
         let waits = |id: TokenId| {
             let mut members = self.members.values();
-            members.any(|member| member.token == id && member.state == MemberState::Pending)
+            members.any(|member| member.token == Some(id) && member.state == MemberState::Pending)
         };
         let pruned: Vec<TokenId> = self
             .tokens

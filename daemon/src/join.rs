@@ -4,7 +4,7 @@
 use crate::config::{Config, Kind, Setting};
 use crate::failpoint;
 use crate::files::{self, FileError};
-use crate::pki::{PkiError, PrivateKey, certificate_request_to_pem};
+use crate::pki::{Pin, PkiError, PrivateKey, certificate_request_to_pem};
 use crate::tls::{DialError, Dialer};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use rand::RngCore;
 use roble_core::backoff::Backoff;
 use roble_core::registry::{JoinToken, MemberState, ParseTokenError, TokenKind};
-use roble_proto::rest::{ErrorBody, JoinGrant, JoinRequest, RenewRequest};
+use roble_proto::rest::{ErrorBody, JoinGrant, JoinRequest, MemberAnswer, RenewRequest};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -173,6 +173,34 @@ pub async fn post<B: serde::Serialize, A: serde::de::DeserializeOwned>(
     path: &str,
     body: &B,
 ) -> Result<A, JoinError> {
+    let body = serde_json::to_vec(body).map_err(|error| JoinError::Talk {
+        address: address.to_owned(),
+        detail: error.to_string(),
+    })?;
+    let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json");
+    exchange(dialer, address, request, body).await
+}
+
+/// What the holder of `key` is to the side at `address`; `None`: it knows no such key. `dialer` checks that side; nothing is
+/// proven to it.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn member_state(dialer: &Dialer, address: &str, key: &Pin) -> Result<Option<MemberState>, JoinError> {
+    let request = http::Request::get(format!("/v1/members/{key}"));
+    match exchange::<MemberAnswer>(dialer, address, request, Vec::new()).await {
+        Ok(answer) => Ok(Some(answer.state)),
+        Err(JoinError::Refused { body, .. }) if body.code == "unknown-member" => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn exchange<A: serde::de::DeserializeOwned>(
+    dialer: &Dialer,
+    address: &str,
+    request: http::request::Builder,
+    body: Vec<u8>,
+) -> Result<A, JoinError> {
     let talk = |detail: String| JoinError::Talk {
         address: address.to_owned(),
         detail,
@@ -186,10 +214,8 @@ pub async fn post<B: serde::Serialize, A: serde::de::DeserializeOwned>(
             .await
             .map_err(|error| talk(error.to_string()))?;
         let connection = tokio::spawn(connection);
-        let body = serde_json::to_vec(body).map_err(|error| talk(error.to_string()))?;
-        let request = http::Request::post(path)
+        let request = request
             .header(http::header::HOST, dialer.tls().server().dns_name())
-            .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| talk(error.to_string()))?;
         let response = sender
@@ -260,13 +286,20 @@ pub async fn join(
     }
 }
 
-/// Asks for a new certificate for the same key. `dialer` must show the present one.
+/// Asks for a new certificate for the same key. `dialer` must show the present one. `name`: of a node, which its cluster may
+/// have forgotten.
 ///
 /// # Errors
 /// [`JoinError`].
-pub async fn renew(dialer: &Dialer, address: &str, key: &PrivateKey) -> Result<JoinGrant, JoinError> {
+pub async fn renew(
+    dialer: &Dialer,
+    address: &str,
+    key: &PrivateKey,
+    name: Option<&str>,
+) -> Result<JoinGrant, JoinError> {
     let request = RenewRequest {
         csr: certificate_request_to_pem(&key.request()?),
+        name: name.map(str::to_owned),
     };
     failpoint!("renew.ask");
     let grant = post(dialer, address, "/v1/renew", &request).await;

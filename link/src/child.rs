@@ -1,7 +1,7 @@
 //! The lower end of a link: a node engine towards its cluster, a cluster towards the root.
 
 use crate::set::SetIndex;
-use crate::{FRESH, Outbox, PROTOCOL, Source, updates};
+use crate::{FRESH, Outbox, PROTOCOL, Source, UNKNOWN_MEMBER, updates};
 use rand::{Rng, RngCore};
 use roble_core::backoff::Backoff;
 use roble_core::placement::Profile;
@@ -33,6 +33,8 @@ pub enum ChildOutput {
     Request(wire::Request),
     /// A session stands (`true`) or is lost.
     Connected(bool),
+    /// The parent does not know this child: its membership must be looked at.
+    Unknown,
 }
 
 /// Timing of the lower end, in milliseconds.
@@ -130,6 +132,14 @@ impl ChildEnd {
     pub fn transport_down(&mut self) -> Vec<ChildOutput> {
         self.up = false;
         self.close()
+    }
+
+    /// The parent has put this child out for good: nothing it ordered is wanted any more.
+    pub fn dismiss(&mut self) -> Vec<ChildOutput> {
+        let orders = std::mem::take(&mut self.orders);
+        let mut out = self.close();
+        out.extend(orders.keys().map(|key| ChildOutput::Withdraw(key.to_owned())));
+        out
     }
 
     /// Whether a session stands.
@@ -274,8 +284,11 @@ impl ChildEnd {
             return out;
         }
         let Some(body) = frame.body else { return out };
-        if let Body::Reset(_) = body {
+        if let Body::Reset(reset) = body {
             out.extend(self.close());
+            if reset.code == UNKNOWN_MEMBER {
+                out.push(ChildOutput::Unknown);
+            }
             self.next_at = self.next_at.max(now.boot.plus(SOON_MS));
             return out;
         }

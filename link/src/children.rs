@@ -1,7 +1,7 @@
 //! A tier's children: the orchestrator of the core and one session per child, joined. Root and cluster are built on it.
 
-use crate::Source;
 use crate::parent::{ParentClocks, ParentEnd, ParentOutput};
+use crate::{Source, UNKNOWN_MEMBER};
 use roble_core::ids::{ChildId, InstanceId};
 use roble_core::liveness::{Clocks, Standing};
 use roble_core::orchestrator::{Effect, Orchestrator, PlacementRecord, Step};
@@ -60,6 +60,17 @@ impl Source for Orders<'_> {
     fn value(&self, _: wire::SetKind, key: &str) -> Option<Vec<u8>> {
         let instance = key.parse().ok()?;
         self.0.order(self.1, instance).map(|order| encode_assignment(&order))
+    }
+}
+
+fn unknown_member(session: u64) -> wire::Frame {
+    wire::Frame {
+        session,
+        seq: u64::MAX,
+        body: Some(wire::frame::Body::Reset(wire::Reset {
+            code: UNKNOWN_MEMBER.to_owned(),
+            message: "there is no such member here".to_owned(),
+        })),
     }
 }
 
@@ -129,6 +140,11 @@ impl Children {
         self.orchestrator.set_wish(assignment);
     }
 
+    /// See [`Orchestrator::set_parent_hears`].
+    pub fn set_parent_hears(&mut self, hears: bool) {
+        self.orchestrator.set_parent_hears(hears);
+    }
+
     /// See [`Orchestrator::raise_epoch`].
     pub fn raise_epoch(&mut self, instance: InstanceId, floor: u64) {
         self.orchestrator.raise_epoch(instance, floor);
@@ -170,9 +186,15 @@ impl Children {
         Some(id)
     }
 
-    /// A frame of a child. `child` comes from its certificate; an unknown one is ignored.
+    /// A frame of a child. `child` comes from its certificate; an unknown one is told that it is unknown, no more.
     pub fn receive(&mut self, child: ChildId, frame: wire::Frame, now: Now) {
-        let Some(end) = self.ends.get_mut(&child) else { return };
+        let Some(end) = self.ends.get_mut(&child) else {
+            if matches!(frame.body, Some(wire::frame::Body::Hello(_))) {
+                self.out
+                    .push(ChildrenOutput::Send(child, unknown_member(frame.session)));
+            }
+            return;
+        };
         let outputs = end.receive(frame, &Orders(&self.orchestrator, child), now);
         for output in outputs {
             self.handle(child, output, now);
@@ -215,6 +237,7 @@ impl Children {
                     self.orchestrator.hear_status_removed(child, instance);
                 }
             }
+            ParentOutput::HeardOut => self.orchestrator.hear_all(child),
             ParentOutput::Settled => self.orchestrator.hear_settled(child),
             ParentOutput::Response(response) => self.out.push(ChildrenOutput::Response(child, response)),
             ParentOutput::Violation(what) => self.out.push(ChildrenOutput::Violation(child, what.to_owned())),

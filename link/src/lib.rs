@@ -24,6 +24,9 @@ pub const PROTOCOL: (u32, u32) = (1, 1);
 /// A feature in Hello: the child's store is new or was lost, and its epochs with it.
 const FRESH: &str = "fresh";
 
+/// Code of a Reset: the parent has no such member. It may have lost its records.
+const UNKNOWN_MEMBER: &str = "unknown-member";
+
 /// Gives the value of an item of a set that one end writes: the tier knows it, the session only its digest.
 pub trait Source {
     /// The encoded value; `None` if the item is gone by now.

@@ -35,6 +35,8 @@ pub enum ParentOutput {
     },
     /// The child no longer reports this.
     StatusRemoved(String),
+    /// All that the child reports was heard.
+    HeardOut,
     /// Orders and reports are equal on both sides.
     Settled,
     /// The child answers a request.
@@ -291,7 +293,9 @@ impl ParentEnd {
     fn hear_beat(&mut self, beat: &wire::Beat, now: Now, out: &mut Vec<ParentOutput>) {
         out.push(ParentOutput::Beat);
         let equal_status = beat.status == self.status.digest();
-        self.heard_out |= equal_status;
+        if equal_status && !std::mem::replace(&mut self.heard_out, true) {
+            out.push(ParentOutput::HeardOut);
+        }
         let ack = wire::BeatAck {
             number: beat.number,
             orders: self.orders.digest(),

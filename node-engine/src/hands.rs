@@ -19,7 +19,7 @@ use roble_link::transport::Transport;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Most containers started or stopped at the same time: more only makes each slower.
 const OPERATIONS: usize = 8;
@@ -32,6 +32,8 @@ pub struct NodeHands {
     pub outbox: mpsc::Sender<Bytes>,
     /// Dials streams to the cluster.
     pub streams: Arc<StreamDialer>,
+    /// Told when it is in doubt what this node is to its cluster.
+    pub doubt: Arc<Notify>,
 }
 
 /// What an operation needs.
@@ -288,6 +290,7 @@ impl Hands<Act> for NodeHands {
             Act::Connected(true) => {
                 tracing::info!("cluster answers");
             }
+            Act::CheckMembership => self.doubt.notify_one(),
             Act::Connected(false) => {
                 tracing::warn!("cluster does not answer; what runs goes on");
             }

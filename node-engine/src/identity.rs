@@ -1,9 +1,10 @@
 //! This node's identity: joined for once, kept in the state folder, renewed while running.
 
 use crate::config::NodeSettings;
+use crate::tier::Event;
 use anyhow::{Context as _, bail};
 use roble_core::ids::{ClusterId, NodeId};
-use roble_core::registry::TokenKind;
+use roble_core::registry::{MemberState, TokenKind};
 use roble_daemon::clock::VerifierClock;
 use roble_daemon::failpoint;
 use roble_daemon::files::{SECRET_MODE, read_optional, write_atomic};
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 /// Where the cluster is; stored beside the credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct NodeIdentity {
     pub dialer: Dialer,
     /// For streams.
     pub streams: Dialer,
+    /// The cluster's API as anybody sees it: it is checked, we show nothing.
+    door: Dialer,
+    name: String,
     credential: Credential,
     folder: std::path::PathBuf,
 }
@@ -88,6 +92,12 @@ impl NodeIdentity {
             link: tls(Protocol::Raw)?,
             dialer: Dialer::new(tls(Protocol::Http)?),
             streams: Dialer::new(tls(Protocol::Http2)?),
+            door: Dialer::new(
+                ClientTls::trusting(server.clone(), &roots, clock.clone())
+                    .protocol(Protocol::Http)
+                    .build()?,
+            ),
+            name: settings.name.clone(),
             credential,
             folder: folder.clone(),
         })
@@ -129,14 +139,29 @@ impl NodeIdentity {
         Ok((home, credential))
     }
 
-    /// Renews the certificate when it is time, and when told to, for ever. What goes on uses the old one until the next
-    /// connection.
-    pub async fn keep_fresh(mut self, clock: Arc<VerifierClock>, now: Arc<Notify>) {
+    /// Renews the certificate when it is time, and when told to `now`, for ever. What goes on uses the old one until the next
+    /// connection. With every `doubt` the cluster is asked what this node is to it: put out, it stops; forgotten, it asks to
+    /// be taken up again.
+    pub async fn keep_fresh(
+        mut self,
+        clock: Arc<VerifierClock>,
+        now: Arc<Notify>,
+        doubt: Arc<Notify>,
+        events: mpsc::Sender<Event>,
+    ) {
         const LOOK: Duration = Duration::from_secs(60);
+        /// Between two questions.
+        const ASK_EVERY: Duration = Duration::from_secs(2);
+        let mut was_revoked = false;
         loop {
             let told = tokio::select! {
                 () = tokio::time::sleep(LOOK) => false,
                 () = now.notified() => true,
+                () = doubt.notified() => {
+                    self.settle_doubt(&events, &mut was_revoked).await;
+                    tokio::time::sleep(ASK_EVERY).await;
+                    continue;
+                }
             };
             if let Err(error) = clock.persist() {
                 tracing::warn!(%error, "cannot keep the time");
@@ -154,9 +179,43 @@ impl NodeIdentity {
         }
     }
 
+    async fn settle_doubt(&mut self, events: &mpsc::Sender<Event>, was_revoked: &mut bool) {
+        match self.standing().await {
+            Ok(Some(MemberState::Revoked)) => {
+                if !std::mem::replace(was_revoked, true) {
+                    tracing::error!(
+                        "the cluster has put this node out: what it ordered here is stopped; to use the machine again, \
+                         start with an empty state folder and a new join token"
+                    );
+                }
+                // Refused only when the daemon ends.
+                let _ = events.send(Event::Revoked).await;
+            }
+            Ok(Some(MemberState::Pending)) => tracing::info!("waiting for a person to approve this node"),
+            Ok(Some(MemberState::Active)) => {}
+            Ok(None) => match self.renew().await {
+                Ok(()) => tracing::info!("the cluster had lost its records and took this node up again"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "the cluster does not know this node; asking again");
+                }
+            },
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "the cluster does not say what we are to it"),
+        }
+    }
+
+    /// What this node is to its cluster. A connection that is refused proves nothing; this answer does.
+    async fn standing(&self) -> anyhow::Result<Option<MemberState>> {
+        let key = PrivateKey::load_or_generate(&self.folder.join("key.pem"))?;
+        Ok(join::member_state(&self.door, &self.api, &key.pin()).await?)
+    }
+
     async fn renew(&mut self) -> anyhow::Result<()> {
         let key = PrivateKey::load_or_generate(&self.folder.join("key.pem"))?;
-        let grant = join::renew(&self.dialer, &self.api, &key).await?;
+        let grant = join::renew(&self.dialer, &self.api, &key, Some(&self.name)).await?;
+        if grant.state != MemberState::Active {
+            bail!("a person must approve this node first");
+        }
         let credential = keep(&self.folder, key, &grant)?;
         failpoint!("node.renew.credential-written");
         self.link.swap(&credential)?;

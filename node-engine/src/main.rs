@@ -15,7 +15,7 @@ use roble_daemon::shutdown::{Shutdown, hangups};
 use roble_daemon::{config as settings, notify};
 use roble_link::child::ChildClocks;
 use roble_link::mqtt::{MqttConfig, MqttTransport};
-use roble_link::transport::{Transport, TransportEvent};
+use roble_link::transport::{DownReason, Transport, TransportEvent};
 use roble_node::config::{NodeSettings, SPEC};
 use roble_node::hands::{FirstListError, NodeHands, Worker, ended, forward};
 use roble_node::identity::NodeIdentity;
@@ -28,7 +28,7 @@ use roble_proto::topics::Branch;
 use roble_store::OpenOptions;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// How often everything the runtime has is looked at, besides its own hints.
 const LOOK: Duration = Duration::from_secs(5);
@@ -118,17 +118,19 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
         address: identity.api.clone(),
         dialer: identity.streams.clone(),
     });
+    let doubt = Arc::new(Notify::new());
     let hands = NodeHands {
         worker: worker.clone(),
         outbox,
         streams,
+        doubt: doubt.clone(),
     };
 
     tokio::spawn(forward(queue, transport.clone()));
-    tokio::spawn(listen(transport, events.clone()));
+    tokio::spawn(listen(transport, events.clone(), doubt.clone()));
     tokio::spawn(exits(runtime, events.clone()));
-    tokio::spawn(look(worker, events, runtime_check));
-    tokio::spawn(identity.keep_fresh(verifier.clone(), renew_now));
+    tokio::spawn(look(worker, events.clone(), runtime_check));
+    tokio::spawn(identity.keep_fresh(verifier.clone(), renew_now, doubt, events));
     let socket = bind_unix(&settings.state_dir.join("node.sock"))?;
     tokio::spawn(serve_unix(
         socket,
@@ -155,12 +157,15 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 /// Passes on what the cluster says.
-async fn listen(transport: Arc<dyn Transport>, events: mpsc::Sender<Event>) {
+async fn listen(transport: Arc<dyn Transport>, events: mpsc::Sender<Event>, doubt: Arc<Notify>) {
     loop {
         let event = match transport.next().await {
             TransportEvent::Up => Event::LinkUp,
             TransportEvent::Down { reason } => {
                 tracing::debug!(%reason, "link down");
+                if matches!(reason, DownReason::Tls { .. } | DownReason::Refused { .. }) {
+                    doubt.notify_one();
+                }
                 Event::LinkDown
             }
             TransportEvent::Message(bytes) => Event::Message(bytes.to_vec()),

@@ -38,6 +38,8 @@ pub enum Event {
     LinkDown,
     /// A message of the cluster.
     Message(Vec<u8>),
+    /// The cluster has put this node out for good: it said so to a question of ours.
+    Revoked,
     /// Everything the runtime has.
     Listed(Vec<Observed>),
     /// A start ended.
@@ -87,6 +89,8 @@ pub enum Act {
     },
     /// The link's session stands, or is lost: for logs and readiness.
     Connected(bool),
+    /// The cluster does not know this node: ask it what we are to it.
+    CheckMembership,
     /// A message could not be understood: counted.
     Violation(String),
 }
@@ -227,6 +231,7 @@ impl NodeTier {
                 ChildOutput::Complete => self.engine.set_complete(),
                 ChildOutput::Request(request) => self.answer(request, out),
                 ChildOutput::Connected(connected) => out.acts.push(Act::Connected(connected)),
+                ChildOutput::Unknown => out.acts.push(Act::CheckMembership),
             }
         }
     }
@@ -343,6 +348,12 @@ impl Tier for NodeTier {
                 }
                 Err(error) => out.acts.push(Act::Violation(error.to_string())),
             },
+            Event::Revoked => {
+                let outputs = self.link.dismiss();
+                self.handle(outputs, &mut out);
+                // Also what runs without an order known here was of this cluster.
+                self.engine.set_complete();
+            }
             Event::Listed(list) => {
                 if !self.engine.is_observed() && self.is_up {
                     self.link.transport_up(now);

@@ -25,6 +25,7 @@
 //! | GET `/v1/audit?before=&limit=` | | [`AuditView`] list, the newest, in order of time; 100 unless `limit` says up to 1,000 |
 //! | POST `/v1/join` | [`JoinRequest`] | [`JoinGrant`]; also served by a cluster for nodes |
 //! | POST `/v1/renew` | [`RenewRequest`] | [`JoinGrant`]; also served by a cluster for nodes |
+//! | GET `/v1/members/{SHA-256 of a key}` | | [`MemberAnswer`]; also served by a cluster for nodes |
 //!
 //! A `{ref}` is an id or a name: application `shop`, service `shop/web`, instance `shop/web.0`, cluster and node by
 //! name or id; the slash in a path is written `%2F`. Creations answer 200.
@@ -481,6 +482,16 @@ pub struct JoinRequest {
 pub struct RenewRequest {
     /// Certificate request (PEM), signed with the same key.
     pub csr: String,
+    /// For a node: its name, should the cluster have lost its records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What the holder of a key is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberAnswer {
+    /// Membership.
+    pub state: MemberState,
 }
 
 /// Identity granted.

@@ -105,6 +105,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/events", get(events::events))
         .route("/v1/join", post(join::join))
         .route("/v1/renew", post(join::renew))
+        .route("/v1/members/{key}", get(join::member))
         .fallback(|| async { Refusal::new("no-such-path", "there is no such path in this API") })
         .method_not_allowed_fallback(|| async {
             Refusal::new("method-not-allowed", "this path does not take this method")

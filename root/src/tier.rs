@@ -134,6 +134,8 @@ pub enum Call {
     },
     /// A cluster renews, known by its key. Answers a [`Member`].
     Renew,
+    /// What the holder of a key is, by its SHA-256 in hex. Needs no session. Answers a [`roble_proto::rest::MemberAnswer`].
+    MemberState(String),
 }
 
 /// Which audit records there are; their text is in the store only.

@@ -102,8 +102,8 @@ impl Slot {
             .as_ref()
             .is_none_or(|held| held.version.generation != order.version.generation);
         self.order = Some(order);
-        self.outcome = None;
         if new_spec {
+            self.outcome = None;
             self.failures = 0;
             self.restarts = 0;
             self.reason = None;
@@ -374,7 +374,7 @@ impl Slot {
         if self
             .outcome
             .as_ref()
-            .is_some_and(|outcome| outcome.version == order.version)
+            .is_some_and(|outcome| outcome.version.generation == order.version.generation)
         {
             return None;
         }
@@ -445,7 +445,7 @@ impl Slot {
                 (Phase::Stopping, None)
             }
             (SlotState::StopFailed(_, reason), _) => (Phase::Stopping, Some(reason.clone())),
-            (_, Some(order)) if ended.is_some_and(|outcome| outcome.version == order.version) => {
+            (_, Some(order)) if ended.is_some_and(|outcome| outcome.version.generation == order.version.generation) => {
                 let phase = if ended.is_some_and(|outcome| outcome.completed) {
                     Phase::Completed
                 } else {

@@ -79,7 +79,8 @@ impl Orchestrator {
     }
 
     fn plan_anew(&self, entry: &Entry, wish: &Assignment, now: Now) -> Option<Step> {
-        if self.must_wait(entry, wish, None, now) {
+        let is_declined = entry.declined.as_ref() == Some(&wish.version);
+        if is_declined || self.must_wait(entry, wish, None, now) {
             return None;
         }
         Some(self.plan_unplaced(entry, wish)).filter(|step| match step {
@@ -92,21 +93,23 @@ impl Orchestrator {
     /// this tier lost its records. What is as wished stays where it is.
     fn plan_adoption(&self, entry: &Entry, wish: &Assignment, now: Now) -> Option<Step> {
         let instance = wish.instance;
+        let fenced = entry.is_fenced();
         let adoptable = |held: &Held| {
             held.version.generation == wish.version.generation
-                && matches!(
-                    held.phase,
-                    Phase::Starting | Phase::Running | Phase::BackingOff | Phase::Completed | Phase::Failed
-                )
+                && match held.phase {
+                    // What ended runs nothing, and an at-most-one copy that runs has a lease, so there is no other.
+                    Phase::Running | Phase::Completed | Phase::Failed => true,
+                    Phase::Starting | Phase::BackingOff => !fenced,
+                    _ => false,
+                }
         };
-        let (id, _) = self
+        let (id, held) = self
             .children
             .iter()
             .filter(|(_, child)| child.standing == Some(Standing::Ready))
             .filter_map(|(id, child)| Some((*id, child.held.get(&instance).filter(|held| adoptable(held))?)))
             .max_by_key(|(_, held)| &held.version)?;
-        // Of at-most-one copies another one may still run elsewhere.
-        if entry.is_fenced() && self.must_wait(entry, wish, Some(id), now) {
+        if fenced && !held.phase.is_final() && self.must_wait(entry, wish, Some(id), now) {
             return None;
         }
         let left = entry.record.leaving.iter().find(|left| left.child == id);
@@ -220,7 +223,7 @@ impl Orchestrator {
         let fence = self.clocks.replace_fenced_ms;
         let fenced = entry.is_fenced();
         // Records were lost. What the tier above has ordered before may run on a child that is not back yet.
-        if self.fresh && entry.record.epoch == 0 {
+        if self.fresh && entry.record.epoch == 0 && except.is_none() {
             let was_ordered = wish.version.epochs.last() > 1;
             let listen_ms = match self.clocks.lost_ms {
                 _ if fenced => fence,
@@ -284,7 +287,9 @@ impl Orchestrator {
                         .is_some_and(|placement| placement.child == id),
             );
         }
-        let readiness = if child.standing != Some(Standing::Ready) {
+        // Without records only the child knows what it has.
+        let is_known = child.heard_out || !self.fresh;
+        let readiness = if child.standing != Some(Standing::Ready) || !is_known {
             Readiness::Silent
         } else if child.cordoned {
             Readiness::Cordoned

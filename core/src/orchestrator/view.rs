@@ -120,15 +120,23 @@ impl Orchestrator {
                     (None, Some(explanation)) => explanation.reason(),
                     (None, None) => Reason::new("new", "accepted, not looked at yet"),
                 });
-                // To the tier above, "no place here" is a refusal: it may know another child.
-                // Not while children are still expected back after a restart of this tier: they may have room.
-                if entry.pending.is_some() && entry.record.leaving.is_empty() && !self.is_listening() {
+                if self.is_refused(instance) {
                     view.phase = Phase::Refused;
                 }
             }
             _ => {}
         }
         Some(view)
+    }
+
+    /// To the tier above, "no place here" is a refusal: it may know another child. Not while children are still expected back
+    /// after a restart of this tier: they may have room.
+    pub(super) fn is_refused(&self, instance: InstanceId) -> bool {
+        let is_nowhere = |entry: &super::Entry| {
+            let record = &entry.record;
+            entry.wish.is_some() && entry.pending.is_some() && record.placement.is_none() && record.leaving.is_empty()
+        };
+        self.entries.get(&instance).is_some_and(is_nowhere) && !self.is_listening()
     }
 
     /// Why the instance is where it is, or nowhere.
@@ -237,7 +245,10 @@ impl Orchestrator {
 
     /// Whether a child has not been heard since the start and is not given up yet.
     fn is_listening(&self) -> bool {
-        let unheard = |child: &super::Child| child.last_beat.is_none() && child.standing != Some(Standing::Lost);
+        let unheard = |child: &super::Child| {
+            let is_known = child.last_beat.is_some() && (child.heard_out || !self.fresh);
+            !is_known && child.standing != Some(Standing::Lost)
+        };
         self.level == Level::Nodes && self.children.values().any(unheard)
     }
 

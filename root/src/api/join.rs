@@ -4,7 +4,7 @@ use super::extract::{Body, From};
 use super::login::throttle;
 use super::{Api, ApiState};
 use crate::tier::{Call, Caller};
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::{Extension, Json};
 use roble_core::ids::ClusterId;
 use roble_core::registry::{Member, MemberState};
@@ -47,6 +47,17 @@ pub(super) async fn renew(
         return Err(Refusal::new("other-key", message));
     }
     grant(&api, member, &certified)
+}
+
+/// For a cluster that is refused and does not know why.
+pub(super) async fn member(
+    State(api): Api,
+    From(address): From,
+    Path(key_sha256): Path<String>,
+) -> Result<Json<serde_json::Value>, Refusal> {
+    throttle(&api, address)?;
+    let call = Call::MemberState(key_sha256);
+    Ok(Json(api.handle.call(Caller::Anonymous, call).await?))
 }
 
 fn verify(pem: &str) -> Result<VerifiedRequest, Refusal> {

@@ -25,6 +25,7 @@ impl RootTier {
             (_, Call::Login(login)) => Some(self.login(&login, now, rng, out)),
             (_, Call::Join { request, key_sha256 }) => Some(self.join(&request, &key_sha256, now, rng, out)),
             (Caller::Cluster(key), Call::Renew) => Some(self.renew(key)),
+            (_, Call::MemberState(key)) => Some(self.member_state(&key)),
             (Caller::Local, Call::NewCredential) => Some(self.new_credential(now, rng, out)),
             (_, Call::NewCredential | Call::Renew) => Some(Err(forbidden())),
             (_, call) => match self.user(caller, now) {
@@ -73,7 +74,9 @@ impl RootTier {
             Call::Tokens => self.tokens(number, now),
             Call::DeleteToken(id) => self.delete_token(number, &id, now, out),
             Call::Audit { before, limit } => Some(self.list_audit(own, before, limit)),
-            Call::Login(_) | Call::NewCredential | Call::Join { .. } | Call::Renew => Some(Err(forbidden())),
+            Call::Login(_) | Call::NewCredential | Call::Join { .. } | Call::Renew | Call::MemberState(_) => {
+                Some(Err(forbidden()))
+            }
         };
         let mutated = out.writes.len() > writes;
         if let Some((action, mut object)) = audit.filter(|_| mutated || answer.is_none()) {

@@ -112,6 +112,16 @@ impl RootTier {
         super::views::json(&member)
     }
 
+    pub(super) fn member_state(&self, key_sha256: &str) -> Answer {
+        let mut members = self.registry.members();
+        let member = members.find(|member| member.key_sha256 == key_sha256);
+        let state = member
+            .ok_or(roble_core::registry::RegistryError::Unknown)
+            .map_err(Refusal::from)?
+            .state;
+        super::views::json(&roble_proto::rest::MemberAnswer { state })
+    }
+
     pub(super) fn renew(&self, key_sha256: &str) -> Answer {
         let member = self.registry.renew(key_sha256).map_err(Refusal::from)?;
         super::views::json(member)

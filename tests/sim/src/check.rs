@@ -9,7 +9,7 @@ use roble_core::liveness::Standing;
 use roble_core::orchestrator::{Orchestrator, Step};
 use roble_core::registry::MemberState;
 use roble_core::resources::Resources;
-use roble_core::spec::{InstanceSpec, WhenCutOff};
+use roble_core::spec::InstanceSpec;
 use roble_core::status::Phase;
 use roble_proto::rest::{Applied, InstanceView, ServiceView};
 use roble_root::tier::{Call, Caller};
@@ -165,11 +165,6 @@ impl World {
         }
     }
 
-    /// Nodes whose word counts: not put out, with power.
-    fn is_counted(&self, index: usize) -> bool {
-        !self.nodes[index].was_expelled
-    }
-
     /// I4, I15: every instance wished runs, where the root says it does, or there is no room.
     fn check_instances(&mut self, views: &[InstanceView], services: &[ServiceView]) {
         for service in services {
@@ -189,7 +184,6 @@ impl World {
                 continue;
             };
             let running: Vec<usize> = (0..self.nodes.len())
-                .filter(|index| self.is_counted(*index))
                 .filter(|index| {
                     let container = self.nodes[*index].containers.get(&instance);
                     container.is_some_and(|container| container.state == State::Running)
@@ -271,7 +265,7 @@ impl World {
     fn check_strays(&mut self, views: &[InstanceView]) {
         let mut copies: BTreeMap<InstanceId, Vec<String>> = BTreeMap::new();
         let mut strays = Vec::new();
-        for index in (0..self.nodes.len()).filter(|index| self.is_counted(*index)) {
+        for index in 0..self.nodes.len() {
             let host = &self.nodes[index];
             for (instance, container) in &host.containers {
                 copies.entry(*instance).or_default().push(host.name.clone());
@@ -368,16 +362,16 @@ impl World {
     fn check_restarts(&mut self) {
         let mut starts: BTreeMap<(InstanceId, u64), (u32, bool)> = BTreeMap::new();
         for host in &self.nodes {
-            for (key, count) in &host.starts {
-                let container = host.containers.get(&key.0);
-                let excused = container.is_some_and(|one| one.spec.when_cut_off == WhenCutOff::Stop);
+            for (key, (count, fenced)) in &host.starts {
                 let entry = starts.entry(*key).or_default();
                 entry.0 += count;
-                entry.1 |= excused;
+                entry.1 |= fenced;
             }
         }
-        for ((instance, content), (count, _)) in starts {
-            if count > 1 {
+        for ((instance, content), (count, fenced)) in starts {
+            // A cluster that lost its store while the root is away can give no lease: at-most-one copies stop.
+            let excused = fenced && self.lost_stores > 0;
+            if count > 1 && !excused {
                 let detail = format!("{instance} was started {count} times with content {content}");
                 self.violate("I27", detail);
             }

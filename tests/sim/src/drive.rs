@@ -1,5 +1,6 @@
 //! Driving the daemons: events to tiers, their acts to links, runtimes and users.
 
+use crate::faults::Fault;
 use crate::identity::FIRST_REQUEST;
 use crate::net::{DOWN, UP};
 use crate::node::Op;
@@ -217,6 +218,7 @@ impl World {
                         }
                         node::Act::Run(command) => self.run_command(index, command),
                         node::Act::Violation(what) => self.violate("protocol", what),
+                        node::Act::CheckMembership => self.push(self.t + 30, Ev::Fault(Fault::Rejoin(index))),
                         node::Act::OpenStream { .. } | node::Act::Connected(_) => {}
                     }
                 }
@@ -239,7 +241,6 @@ impl World {
             cluster::Act::Expel(node) => {
                 if let Some(node) = self.nodes.iter().position(|host| host.id == node) {
                     self.nodes[node].expelled = true;
-                    self.nodes[node].was_expelled = true;
                     let link = self.link_of(Who::Node(node));
                     self.cut(link, 500);
                 }
@@ -328,8 +329,13 @@ impl World {
         let expelled = matches!(child, Who::Node(index) if self.nodes[index].expelled);
         let valid_from = self.links[link].valid_from;
         let is_valid = valid_from == 0 || self.papers(child).in_force >= valid_from;
-        let free = self.links[link].child.is_none() && self.links[link].is_open() && !expelled && is_valid;
+        let free = self.links[link].child.is_none() && self.links[link].is_open() && is_valid;
         if !free || !self.is_up(child) || !self.is_up(self.parent_of(link)) {
+            return;
+        }
+        if expelled {
+            // It is refused, asks why, and is told.
+            self.give(child, Input::Node(Box::new(node::Event::Revoked)));
             return;
         }
         if let Some(old) = self.links[link].parent {

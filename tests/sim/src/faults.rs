@@ -1,8 +1,10 @@
 //! What breaks, when, and how it heals.
 
+use crate::drive::Input;
 use crate::net::{DOWN, UP};
 use crate::world::{Ev, Who, World};
 use rand::Rng;
+use roble_core::registry::Forgotten;
 
 /// Something that breaks, or heals.
 #[derive(Debug, Clone)]
@@ -23,7 +25,7 @@ pub enum Fault {
     Jump(Who, i64),
     /// A cluster's store is lost.
     LostStore(usize),
-    /// A node joins its cluster again after that.
+    /// A node asks its cluster, which does not know it, to take it up again.
     Rejoin(usize),
     /// All faults end.
     Calm,
@@ -49,7 +51,8 @@ impl World {
     fn gentle_fault(&mut self) -> Fault {
         let cluster = self.rng.random_range(0..self.clusters.len());
         let node = self.rng.random_range(0..self.nodes.len());
-        match self.rng.random_range(0..7) {
+        match self.rng.random_range(0..8) {
+            7 => Fault::LostStore(cluster),
             0 => Fault::Crash(Who::Root, self.rng.random_range(100..30_000)),
             1 => Fault::Crash(Who::Cluster(cluster), self.rng.random_range(100..20_000)),
             2 => Fault::Crash(Who::Node(node), self.rng.random_range(100..1_500)),
@@ -214,35 +217,32 @@ impl World {
 
     fn lose_store(&mut self, index: usize) {
         self.crash(Who::Cluster(index));
+        self.lost_stores += 1;
         let daemon = &mut self.clusters[index].daemon;
         daemon.disk.wipe();
         daemon.complete = false;
         let back = self.t + self.rng.random_range(1_000..10_000);
         self.push(back, Ev::Start(Who::Cluster(index)));
-        for node in 0..self.nodes.len() {
-            if self.nodes[node].cluster == index && !self.nodes[node].was_expelled {
-                self.nodes[node].expelled = true;
-                let at = back + self.rng.random_range(500..10_000);
-                self.push(at, Ev::Fault(Fault::Rejoin(node)));
-            }
-        }
     }
 
-    /// A node that its cluster forgot joins again, with the key and the disk it has.
+    /// A node that its cluster forgot shows its certificate at the cluster's door. Who was put out does not get in there.
     fn rejoin(&mut self, node: usize) {
-        let cluster = Who::Cluster(self.nodes[node].cluster);
-        let known = self.clusters[self.nodes[node].cluster].daemon.tier.as_ref();
-        if known.is_some_and(|tier| tier.registry().member(self.nodes[node].id.into()).is_some()) {
+        let host = &self.nodes[node];
+        let cluster = Who::Cluster(host.cluster);
+        let link = self.link_of(Who::Node(node));
+        if host.expelled || !self.links[link].is_open() || !self.is_up(cluster) {
             return;
         }
-        if !self.is_up(cluster) {
-            self.push(self.t + 2_000, Ev::Fault(Fault::Rejoin(node)));
-            return;
-        }
-        self.join_node(node);
-        self.nodes[node].expelled = false;
-        self.crash(Who::Node(node));
-        self.push(self.t + 500, Ev::Start(Who::Node(node)));
+        let event = roble_cluster::tier::Event::Renew {
+            asker: 77,
+            key_sha256: host.key.clone(),
+            forgotten: Some(Forgotten {
+                id: host.id.into(),
+                name: host.name.clone(),
+                needs_approval: false,
+            }),
+        };
+        self.give(cluster, Input::Cluster(Box::new(event)));
     }
 
     fn calm(&mut self) {

@@ -129,6 +129,7 @@ impl World {
                     None => ClusterEvent::Renew {
                         asker: number,
                         key_sha256: key,
+                        forgotten: None,
                     },
                 };
                 self.give(Who::Cluster(cluster), Input::Cluster(Box::new(event)));
@@ -158,7 +159,9 @@ impl World {
     pub fn granted(&mut self, number: u64, result: Result<Member, String>) {
         match result {
             Ok(member) => {
-                self.users.note_admitted(&member.token, &member.key_sha256);
+                if let Some(token) = &member.token {
+                    self.users.note_admitted(token, &member.key_sha256);
+                }
                 self.push(self.t + WAY_MS, Ev::Identity(Step::Answered(number, Box::new(member))));
             }
             Err(refusal) => {

@@ -71,17 +71,15 @@ pub struct Host {
     pub facts: NodeFacts,
     /// The machine has power.
     pub powered: bool,
-    /// It may not connect any more.
+    /// It was put out.
     pub expelled: bool,
-    /// It was put out at some time in the run.
-    pub was_expelled: bool,
     /// Every container.
     pub containers: BTreeMap<InstanceId, Container>,
     /// When the engine was last interrupted.
     pub crashed_at: u64,
     highest: BTreeMap<InstanceId, Version>,
-    /// How often a process of this instance and spec was started here.
-    pub starts: BTreeMap<(InstanceId, u64), u32>,
+    /// How often a process of this instance and spec was started here, and whether it is an at-most-one copy.
+    pub starts: BTreeMap<(InstanceId, u64), (u32, bool)>,
     nonces: u64,
 }
 
@@ -113,7 +111,6 @@ impl Host {
             },
             powered: true,
             expelled: false,
-            was_expelled: false,
             containers: BTreeMap::new(),
             crashed_at: 0,
             highest: BTreeMap::new(),
@@ -359,7 +356,8 @@ impl World {
         let highest = host.highest.entry(instance).or_default();
         let fell = (*version < *highest).then(|| format!("{what} after {highest}"));
         highest.clone_from(&(*highest).clone().max(version.clone()));
-        *host.starts.entry((instance, content(spec))).or_default() += 1;
+        let starts = host.starts.entry((instance, content(spec))).or_default();
+        *starts = (starts.0 + 1, spec.when_cut_off == WhenCutOff::Stop);
         let (used, allocatable, labels) = (host.used(), host.facts.allocatable, host.facts.labels.clone());
         if let Some(fell) = fell {
             self.violate("I5", fell);

@@ -603,7 +603,7 @@ impl World {
             let mut names: BTreeMap<&str, u32> = BTreeMap::new();
             for member in registry.members() {
                 *names.entry(&member.name).or_default() += 1;
-                let token = registry.token(member.token);
+                let token = member.token.and_then(|token| registry.token(token));
                 if token.is_none_or(|token| token.used_by.as_ref() != Some(&member.key_sha256)) {
                     found.push(format!("{of}: {} is not who used {token:?}", member.name));
                 }

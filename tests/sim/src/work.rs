@@ -463,8 +463,10 @@ impl World {
     pub fn rejoined(&mut self, cluster: usize, number: u64, result: &Result<Member, RegistryError>) {
         if let (77, Ok(member)) = (number, result) {
             self.log.line(self.t, format_args!("c{cluster} let {} in", member.name));
-            let (token, key) = (member.token, member.key_sha256.clone());
-            self.users.note_admitted(&token, &key);
+            let key = member.key_sha256.clone();
+            if let Some(token) = &member.token {
+                self.users.note_admitted(token, &key);
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use roble_cluster::tier::{ClusterConfig, ClusterTier};
 use roble_core::ids::{ClusterId, InstanceId};
 use roble_core::labels::Labels;
 use roble_core::liveness::Clocks;
-use roble_core::registry::{JoinToken, Member, TokenKind};
+use roble_core::registry::{JoinToken, Member, MemberState, TokenKind};
 use roble_core::tier::Tier;
 use roble_link::child::ChildClocks;
 use roble_proto::rest::{CreateToken, CreatedToken, JoinRequest};
@@ -180,6 +180,8 @@ pub struct World {
     pub links: Vec<Link>,
     /// What users want and were told.
     pub users: crate::work::Users,
+    /// How many stores of clusters were lost.
+    pub lost_stores: u32,
     /// What was found wrong.
     pub violations: Vec<Violation>,
     /// Boundaries between steps, for the sweep over all of them.
@@ -210,6 +212,7 @@ impl World {
             nodes: Vec::new(),
             links: Vec::new(),
             users: crate::work::Users::default(),
+            lost_stores: 0,
             violations: Vec::new(),
             points: Points::default(),
             papers: BTreeMap::new(),
@@ -408,6 +411,12 @@ impl World {
                 let (records, now) = (host.daemon.disk.records(), host.daemon.now(t));
                 let complete = host.daemon.complete;
                 let (tier, bad) = ClusterTier::new(host.config.clone(), &records, complete, now, &mut self.rng);
+                for member in tier.registry().members() {
+                    let revoked = member.state == MemberState::Revoked;
+                    if let Some(node) = self.nodes.iter_mut().find(|node| node.id.0 == member.id.0) {
+                        node.expelled |= revoked;
+                    }
+                }
                 host.daemon.tier = Some(tier);
                 bad
             }
