@@ -30,8 +30,19 @@ use crate::version::Version;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How long a child's own refusal of an order keeps it from being asked again, milliseconds.
-const REFUSAL_MS: u64 = 30_000;
+/// How long a child's own refusal of an order counts at most, milliseconds. It ends as soon as anything becomes free there;
+/// this is for causes that nobody is told of, such as a port that a process outside the tree gave back.
+const REFUSAL_MS: u64 = 600_000;
+
+/// A child's own refusal of an order.
+#[derive(Debug, Clone)]
+struct Refused {
+    reason: Reason,
+    /// [`Child::changes`] at that time.
+    changes: u64,
+    /// Forgotten from here on in any case.
+    until: Boottime,
+}
 
 /// What an instance holds on a child.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,8 +87,8 @@ struct Entry {
     record: PlacementRecord,
     /// The last report that counted; lost on restart, sent again by the child.
     status: Option<InstanceStatus>,
-    /// Children that refused this generation, and when that is forgotten. Lost on restart.
-    refused: BTreeMap<ChildId, (Reason, Boottime)>,
+    /// Children that refused this generation. Lost on restart.
+    refused: BTreeMap<ChildId, Refused>,
     /// Why it is nowhere; derived.
     pending: Option<Explanation>,
     /// The tier above was told that there is no place here for this version.
@@ -104,6 +115,8 @@ struct Child {
     cordoned: bool,
     /// Instances it has reported and not withdrawn, and what it said of them last; lost on restart.
     held: BTreeMap<InstanceId, Held>,
+    /// Raised when it may take what it could not take before: refusals of earlier are void.
+    changes: u64,
     /// All that it reports was heard; lost on restart.
     heard_out: bool,
     /// When it last said that it had lost what it knew: below it, at-most-one copies may run that it does not report.
@@ -338,13 +351,17 @@ impl Orchestrator {
         }
     }
 
+    /// A child opened a session: it may be another program, on a machine that was mended.
+    pub fn hear_opened(&mut self, child: ChildId) {
+        self.void_refusals_of(child);
+    }
+
     /// A child said what it is and has.
     pub fn hear_profile(&mut self, child: ChildId, profile: Profile) {
         let entry = self.children.entry(child).or_default();
         if entry.profile != profile {
             entry.profile = profile;
-            self.forget_refusals_of(child);
-            self.wake_waiting();
+            self.void_refusals_of(child);
             self.effects.push(Effect::Capacity);
         }
     }
@@ -404,7 +421,12 @@ impl Orchestrator {
                 .reason
                 .clone()
                 .unwrap_or_else(|| Reason::new("refused", "it gave no reason"));
-            entry.refused.insert(child, (reason, now.boot.plus(REFUSAL_MS)));
+            let refused = Refused {
+                reason,
+                changes: self.children.get(&child).map_or(0, |known| known.changes),
+                until: now.boot.plus(REFUSAL_MS),
+            };
+            entry.refused.insert(child, refused);
             self.attention.insert(instance);
         } else if let (Some(placement), Some(wish)) = (&mut entry.record.placement, &entry.wish)
             && !matches!(
@@ -448,6 +470,9 @@ impl Orchestrator {
     pub fn hear_status_removed(&mut self, child: ChildId, instance: InstanceId) {
         if let Some(known) = self.children.get_mut(&child) {
             known.held.remove(&instance);
+        }
+        if !self.is_refused_by(instance, child) {
+            self.void_refusals_of(child);
         }
         self.attention.insert(instance);
         if let Some(entry) = self.entries.get_mut(&instance)
@@ -531,7 +556,7 @@ impl Orchestrator {
                 continue;
             };
             let before = entry.refused.len();
-            entry.refused.retain(|_, (_, until)| *until > now.boot);
+            entry.refused.retain(|_, refused| refused.until > now.boot);
             // One that was never parked waits for a former holder.
             if entry.refused.len() != before || !entry.record.leaving.is_empty() || entry.pending.is_none() {
                 wake.push(*instance);
@@ -578,12 +603,22 @@ impl Orchestrator {
         self.attention.append(&mut self.waiting.clone());
     }
 
-    fn forget_refusals_of(&mut self, child: ChildId) {
-        for instance in &self.waiting {
-            if let Some(entry) = self.entries.get_mut(instance) {
-                entry.refused.remove(&child);
-            }
+    /// Whether the child refused the instance: then its leaving frees nothing.
+    fn is_refused_by(&self, instance: InstanceId, child: ChildId) -> bool {
+        let refused = self.entries.get(&instance).and_then(|entry| entry.refused.get(&child));
+        refused.is_some_and(|refused| {
+            self.children
+                .get(&child)
+                .is_some_and(|known| known.changes == refused.changes)
+        })
+    }
+
+    /// The child may take now what it refused before.
+    fn void_refusals_of(&mut self, child: ChildId) {
+        if let Some(known) = self.children.get_mut(&child) {
+            known.changes += 1;
         }
+        self.wake_waiting();
     }
 }
 

@@ -208,6 +208,7 @@ impl Children {
                 if fresh {
                     self.orchestrator.renew_orders(child, now);
                 }
+                self.orchestrator.hear_opened(child);
                 self.out.push(ChildrenOutput::Opened(child));
             }
             ParentOutput::Cloned => self.out.push(ChildrenOutput::Cloned(child)),

@@ -186,10 +186,12 @@ impl Orchestrator {
             if let Some((_, taken)) = ports.iter().find(|(child, _)| *child == candidate.id) {
                 candidate.ports = taken;
             }
-            if let Some((reason, _)) = entry.refused.get(&candidate.id)
+            let changes = self.children.get(&candidate.id).map(|child| child.changes);
+            if let Some(refused) = entry.refused.get(&candidate.id)
+                && Some(refused.changes) == changes
                 && candidate.readiness == Readiness::Ready
             {
-                candidate.readiness = Readiness::Refused(reason.clone());
+                candidate.readiness = Readiness::Refused(refused.reason.clone());
             }
         }
         let (chosen, explanation) = placement::place(self.level, &wish.spec, &candidates);

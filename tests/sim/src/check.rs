@@ -216,9 +216,10 @@ impl World {
                 // A start that failed again and again before the calm may wait for minutes; one that cannot succeed is final.
                 (Phase::BackingOff | Phase::Failed, [])
                     if view.reason.as_ref().is_some_and(|reason| reason.code == "bad-luck") => {}
-                // What finds no room is offered to a cluster every half minute, and looks scheduled until it is refused.
+                // What finds no room is offered to a cluster whenever something changes there, and looks scheduled until it is
+                // refused.
                 (Phase::Pending | Phase::Scheduled, []) => {
-                    if let Some(node) = (0..self.nodes.len()).find(|index| self.has_room(*index, &spec)) {
+                    if let Some(node) = (0..self.nodes.len()).find(|index| self.has_room(*index, instance, &spec)) {
                         self.violate("I4", format!("{detail}, but n{node} has room"));
                     }
                 }
@@ -228,8 +229,11 @@ impl World {
     }
 
     /// Whether a node could take one more.
-    fn has_room(&self, index: usize, spec: &InstanceSpec) -> bool {
+    fn has_room(&self, index: usize, instance: InstanceId, spec: &InstanceSpec) -> bool {
         let host = &self.nodes[index];
+        if host.refused.contains(&(instance, content(spec))) {
+            return false;
+        }
         let cluster = &self.clusters[host.cluster];
         let Some(tier) = &cluster.daemon.tier else { return false };
         let Some(root) = &self.root.tier else { return false };

@@ -13,7 +13,7 @@ use roble_core::spec::{Assignment, InstanceSpec, WhenCutOff};
 use roble_core::status::Reason;
 use roble_core::version::Version;
 use roble_node::tier::{Event, NodeConfig, NodeTier};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What a container does.
@@ -80,6 +80,8 @@ pub struct Host {
     highest: BTreeMap<InstanceId, Version>,
     /// How often a process of this instance and spec was started here, and whether it is an at-most-one copy.
     pub starts: BTreeMap<(InstanceId, u64), (u32, bool)>,
+    /// Starts that the runtime refused for a cause that nothing tells of: they are not tried again in a run.
+    pub refused: BTreeSet<(InstanceId, u64)>,
     nonces: u64,
 }
 
@@ -115,6 +117,7 @@ impl Host {
             crashed_at: 0,
             highest: BTreeMap::new(),
             starts: BTreeMap::new(),
+            refused: BTreeSet::new(),
             nonces: 0,
         }
     }
@@ -291,7 +294,10 @@ impl World {
                     }
                     Err((retryable, refuse)) => {
                         if refuse {
-                            self.nodes[index].containers.remove(&instance);
+                            let spec = content(&container.spec);
+                            let host = &mut self.nodes[index];
+                            host.containers.remove(&instance);
+                            host.refused.insert((instance, spec));
                         } else {
                             container.state = State::Ended(None);
                         }
