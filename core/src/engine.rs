@@ -185,6 +185,13 @@ impl Engine {
         self.floors.get(&instance)
     }
 
+    /// Forgets the highest version seen of an instance that is gone: it cannot be ordered any more.
+    pub fn forget_floor(&mut self, instance: InstanceId) {
+        if !self.slots.contains_key(&instance) {
+            self.floors.remove(&instance);
+        }
+    }
+
     /// What the node may give away.
     pub const fn facts(&self) -> &NodeFacts {
         &self.facts

@@ -15,6 +15,7 @@ use roble_link::Source;
 use roble_link::child::{ChildClocks, ChildEnd, ChildOutput};
 use roble_proto::convert::{decode_assignment, encode_status};
 use roble_proto::wire;
+use std::collections::BTreeSet;
 
 /// Kind of record: an order exactly as received.
 const ORDER: &str = "order";
@@ -28,6 +29,8 @@ const LAST: &str = "last";
 const LEASE_STORE_MS: u64 = 10_000;
 /// Kind of record: the highest version seen of an instance that is gone.
 const FLOOR: &str = "floor";
+/// So many of them are kept, those of the newest services: an order that is late by more than that does not come.
+const FLOORS: usize = 1_000;
 
 /// What happens to a node.
 #[derive(Debug)]
@@ -105,6 +108,8 @@ pub struct NodeTier {
     stored_lease: Option<StoredLease>,
     /// The transport is up, told to the link once the runtime was listed.
     is_up: bool,
+    /// Instances of which only the highest version is stored.
+    floors: BTreeSet<InstanceId>,
 }
 
 /// The last lease as stored.
@@ -165,9 +170,11 @@ impl NodeTier {
                 Err(error) => bad.push(format!("order {}: {error}", record.id)),
             }
         }
+        let mut floors = BTreeSet::new();
         for record in records.iter().filter(|record| record.kind == FLOOR) {
             if let (Ok(instance), Ok(version)) = (record.id.parse(), serde_json::from_slice(&record.value)) {
                 engine.restore_floor(instance, version);
+                floors.insert(instance);
             }
         }
         let stored_lease = records
@@ -184,6 +191,7 @@ impl NodeTier {
             link,
             stored_lease,
             is_up: false,
+            floors,
         };
         let instances: Vec<InstanceId> = tier.engine.instances().collect();
         for instance in instances {
@@ -218,7 +226,9 @@ impl NodeTier {
                         if self.engine.order_of(instance) == Some(&order) {
                             // Stored exactly as received, so that its digest stays the parent's.
                             out.writes.push(Write::put(ORDER, &key, value));
-                            out.writes.push(Write::delete(FLOOR, &key));
+                            if self.floors.remove(&instance) {
+                                out.writes.push(Write::delete(FLOOR, &key));
+                            }
                         }
                     }
                     Err(error) => out.acts.push(Act::Violation(format!("order {key}: {error}"))),
@@ -303,7 +313,7 @@ impl NodeTier {
         }
     }
 
-    fn store(&self, instance: InstanceId, out: &mut Output<Act>) {
+    fn store(&mut self, instance: InstanceId, out: &mut Output<Act>) {
         match self.engine.stored(instance) {
             Some(stored) => match stored.outcome.and_then(|outcome| serde_json::to_vec(outcome).ok()) {
                 Some(outcome) => out.writes.push(Write::put(OUTCOME, instance, outcome)),
@@ -316,7 +326,16 @@ impl NodeTier {
                     .engine
                     .floor(instance)
                     .and_then(|floor| serde_json::to_vec(floor).ok());
-                out.writes.extend(floor.map(|floor| Write::put(FLOOR, instance, floor)));
+                let Some(floor) = floor else { return };
+                out.writes.push(Write::put(FLOOR, instance, floor));
+                self.floors.insert(instance);
+                // Ids are in the order of time: the first is of the oldest service.
+                while self.floors.len() > FLOORS
+                    && let Some(oldest) = self.floors.pop_first()
+                {
+                    self.engine.forget_floor(oldest);
+                    out.writes.push(Write::delete(FLOOR, oldest));
+                }
             }
         }
     }

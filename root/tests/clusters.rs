@@ -47,10 +47,10 @@ async fn a_token_admits_one_key_and_the_key_renews() {
 
     let own = credential(&grant, &key);
     let renewing = dialer(&own, Protocol::Http);
-    let renewed = renew(&renewing, &root.api.to_string(), &key).await.unwrap();
+    let renewed = renew(&renewing, &root.api.to_string(), &key, None).await.unwrap();
     assert!(renewed.id == grant.id && renewed.certificates != grant.certificates);
     assert_eq!(
-        refusal(renew(&renewing, &root.api.to_string(), &other).await).0,
+        refusal(renew(&renewing, &root.api.to_string(), &other, None).await).0,
         404,
         "the joined key only"
     );
@@ -146,7 +146,7 @@ async fn a_cluster_runs_what_it_is_told_through_restart_and_revocation() {
         .unwrap();
     assert!(!opens(&root, &own).await);
     assert!(
-        renew(&dialer(&own, Protocol::Http), &root.api.to_string(), &key)
+        renew(&dialer(&own, Protocol::Http), &root.api.to_string(), &key, None)
             .await
             .is_err()
     );

@@ -123,12 +123,12 @@ async fn nodes_join_only_with_a_right_token_of_this_cluster() {
     assert_eq!(code(node::join(site.api, &token, "b", &other).await), "token-used");
     // Renewal needs the certificate, and gives one for the same node.
     let dialer = Dialer::new(first.tls(Protocol::Raw));
-    let renewed = roble_daemon::join::renew(&dialer, &site.api.to_string(), &key)
+    let renewed = roble_daemon::join::renew(&dialer, &site.api.to_string(), &key, None)
         .await
         .unwrap();
     assert_eq!(renewed.id, first.grant.id);
     assert!(
-        roble_daemon::join::renew(&dialer, &site.api.to_string(), &other)
+        roble_daemon::join::renew(&dialer, &site.api.to_string(), &other, None)
             .await
             .is_err()
     );
@@ -185,7 +185,7 @@ async fn a_revoked_node_is_out_and_stays_out() {
     let dialer = Dialer::new(joined.tls(Protocol::Raw));
     let key = PrivateKey::from_pem(joined.key.as_bytes()).unwrap();
     assert!(
-        roble_daemon::join::renew(&dialer, &site.api.to_string(), &key)
+        roble_daemon::join::renew(&dialer, &site.api.to_string(), &key, None)
             .await
             .is_err()
     );
@@ -253,8 +253,8 @@ async fn a_known_node_goes_on_and_renews_past_expiry_until_it_is_revoked() {
     connected(&FakeNode::start(&joined, "pi-1")).await;
     let dialer = Dialer::new(joined.tls(Protocol::Raw));
     let api = site.api.to_string();
-    let renewed = roble_daemon::join::renew(&dialer, &api, &key).await.unwrap();
+    let renewed = roble_daemon::join::renew(&dialer, &api, &key, None).await.unwrap();
     assert_ne!(renewed.certificates, joined.grant.certificates);
     site.change("/v1/nodes/pi-1/revoke").await;
-    assert!(roble_daemon::join::renew(&dialer, &api, &key).await.is_err());
+    assert!(roble_daemon::join::renew(&dialer, &api, &key, None).await.is_err());
 }

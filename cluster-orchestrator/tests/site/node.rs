@@ -89,6 +89,8 @@ pub struct Seen {
     pub running: BTreeMap<String, Vec<u8>>,
     pub requests: Vec<Request>,
     pub downs: u32,
+    /// How often the cluster said that it does not know this node.
+    pub unknown: u32,
 }
 
 /// A node that is connected, or tries to be.
@@ -197,6 +199,7 @@ async fn drive(transport: MqttTransport, profile: Profile, seen: Arc<Mutex<Seen>
                     seen.sessions += u32::from(connected);
                 }
                 ChildOutput::Complete => {}
+                ChildOutput::Unknown => seen.lock().unwrap().unknown += 1,
             }
         }
         for output in end.flush(&Statuses(&statuses)) {

@@ -303,6 +303,46 @@ fn with_root_and_cluster_away_nodes_go_on_and_start_from_cold() {
 }
 
 #[test]
+fn a_cluster_that_lost_its_store_keeps_its_nodes_and_what_they_run_and_whom_it_revoked() {
+    let tree = Tree::up("forgetful");
+    assert!(tree.apply(&plain("steady", 2, 0)).ok);
+    tree.must(&["wait", "steady/work", "--for", "running", "--timeout", "60s"]);
+    let token = tree.json(&["token", "create", "node", "--name", "n8"]);
+    let stranger = tree.spawn_node(token["token"].as_str().expect("a token"), "n8");
+    wait_for("n8 to join", 20, || {
+        tree.must(&["get", "nodes", "-o", "name"]).contains("n8")
+    });
+    tree.must(&["revoke", "node", "n8", "--yes"]);
+    let before = tree.containers();
+    assert_eq!(before.len(), 2);
+
+    tree.kill("cluster");
+    std::fs::remove_dir_all(tree.path("cluster/store")).expect("the store");
+    tree.start_all();
+    let ready = |name: &str| {
+        let nodes = tree.json(&["get", "nodes"]);
+        nodes
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|node| node["name"] == name && node["standing"] == "ready")
+    };
+    wait_for("both nodes to be taken up again", 30, || ready("n1") && ready("n2"));
+    wait_for("both to be known as running again", 30, || {
+        phases(&tree).values().filter(|phase| *phase == "running").count() == 2
+    });
+    // Longer than it takes to call a node lost: whatever would be moved has been by now.
+    tree.must(&["scale", "steady/work", "3", "--wait"]);
+    let after = tree.containers();
+    for (id, place) in &before {
+        assert_eq!(after.get(id), Some(place), "a healthy container was moved or restarted");
+    }
+    assert!(!ready("n8"), "who was revoked stays out");
+    drop(stranger);
+    drop(tree.down());
+}
+
+#[test]
 fn a_tree_on_mosquitto_runs_survives_and_goes() {
     let tree = Tree::up_on(turn(), "mosquitto", "mosquitto");
     assert!(tree.apply(&plain("steady", 2, 0)).ok);
@@ -395,6 +435,9 @@ fn only_who_has_a_valid_token_joins_and_the_revoked_are_put_out() {
     tree.must(&["wait", "steady/work", "--for", "running", "--timeout", "60s"]);
     tree.must(&["revoke", "node", "n1", "--yes"]);
     wait_for("its work to run elsewhere", 20, || tree.containers_of("n2").len() == 2);
+    wait_for("the revoked node to stop what it ran", 20, || {
+        tree.containers_of("n1").is_empty()
+    });
     wait_for("the node to be shown as revoked", 10, || {
         let nodes = tree.json(&["get", "nodes"]);
         nodes
