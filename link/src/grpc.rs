@@ -34,6 +34,8 @@ const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 const EVENTS: usize = 64;
 /// A session that lasted this long was a success; one that did not makes the next wait longer.
 const STEADY: Duration = Duration::from_secs(10);
+/// Failures that shorter ones count as at most: a parent that is restarted again and again is found again within 4 s.
+const BRIEF: u32 = 3;
 /// HTTP/2: silence after which the other end is pinged.
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// HTTP/2: time for the answer.
@@ -206,8 +208,11 @@ impl Driver {
             let mut up_since = None;
             let reason = self.session(&mut up_since).await;
             *self.shared.gate() = None;
-            let steady = up_since.is_some_and(|since: Instant| since.elapsed() >= STEADY);
-            failures = if steady { 0 } else { failures + 1_u32 };
+            failures = match up_since {
+                Some(since) if since.elapsed() >= STEADY => 0,
+                Some(_) => (failures + 1_u32).min(BRIEF),
+                None => failures + 1,
+            };
             tracing::debug!(%reason, failures, "link down");
             if reason == DownReason::Shutdown || self.events.send(GrpcEvent::Down { reason }).await.is_err() {
                 return;

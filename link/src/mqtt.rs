@@ -40,6 +40,8 @@ const OTHER_REQUESTS: usize = 4;
 /// A connection that lasted this long was a success; one that did not (two machines with one key put each other out) makes
 /// the next wait longer.
 const STEADY: Duration = Duration::from_secs(10);
+/// Failures that shorter ones count as at most: a parent that is restarted again and again is found again within 4 s.
+const BRIEF: u32 = 3;
 
 /// Gives the TLS configuration for the next connection. It decides whom to trust **and must check the server's logical
 /// name itself**: the name that rustls hands to the verifier is whatever address was dialed. Must not block.
@@ -254,10 +256,10 @@ impl Driver {
                 }
             };
             self.forget();
-            failures = if up_since.is_some_and(|since| since.elapsed() >= STEADY) {
-                0
-            } else {
-                failures + 1_u32
+            failures = match up_since {
+                Some(since) if since.elapsed() >= STEADY => 0,
+                Some(_) => (failures + 1_u32).min(BRIEF),
+                None => failures + 1,
             };
             tracing::debug!(%reason, failures, "node link down");
             if self.events.send(TransportEvent::Down { reason }).await.is_err() {

@@ -96,7 +96,20 @@ impl Worker {
         let _ = self.events.send(event).await;
     }
 
+    /// Starts an instance; what was made for one that is refused here is taken away again.
     async fn start(&self, order: Assignment) -> Result<StartedInfo, StartFailure> {
+        let instance = order.instance;
+        let started = self.try_start(order).await;
+        if let Err(failure) = &started
+            && failure.refuse
+            && let Err(reason) = self.stop(instance, Duration::ZERO).await
+        {
+            tracing::warn!(%instance, %reason, "something is left of a start that was refused");
+        }
+        started
+    }
+
+    async fn try_start(&self, order: Assignment) -> Result<StartedInfo, StartFailure> {
         let instance = order.instance;
         let image = self
             .runtime

@@ -200,7 +200,10 @@ impl NodeIdentity {
                     tracing::warn!(error, "the cluster does not know this node; asking again");
                 }
             },
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "the cluster does not say what we are to it"),
+            Err(error) => tracing::debug!(
+                error = format!("{error:#}"),
+                "the cluster does not say what we are to it"
+            ),
         }
     }
 
