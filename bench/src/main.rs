@@ -1,2 +1,63 @@
-//! See docs/ARCHITECTURE.md.
-fn main() {}
+//! Benchmarks against peers, run by `bench/run NAME` as root. Each prints what it measures as it goes, and at the end the
+//! machine and a table: ours, the peer, the ratio, the goal, and `met` or `missed`. docs/benchmarks.md holds the results.
+//!
+//! Nothing here passes or fails: figures are for people. Only one tree may be up on a machine.
+
+mod deploy;
+mod idle;
+mod peer;
+mod probe;
+mod process;
+mod report;
+mod start;
+mod stats;
+mod traffic;
+mod tree;
+
+use clap::{Parser, ValueEnum};
+
+/// Which benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// Submit to running through three tiers, against `ctr run -d`.
+    Deploy,
+    /// Memory and processor time of an idle tree, beside mosquitto and containerd.
+    Idle,
+    /// Bytes of an idle node per day.
+    Traffic,
+    /// Exec to first right answer, against mosquitto.
+    Start,
+}
+
+/// Benchmarks against peers.
+#[derive(Debug, Parser)]
+#[command(name = "bench/run")]
+struct Arguments {
+    /// Which benchmark.
+    name: Name,
+    /// Pairs, or looks, that count.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of one look (idle), of the whole time (traffic).
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!("benchmarks make network namespaces and run containers: they need root");
+    }
+    let machine = report::machine();
+    let rounds = |default| arguments.rounds.unwrap_or(default);
+    let seconds = |default| arguments.seconds.unwrap_or(default);
+    let rows = match arguments.name {
+        Name::Deploy => deploy::run(rounds(15))?,
+        Name::Idle => idle::run(rounds(3), seconds(40))?,
+        // Two acknowledged beats of the profile `metered` take 40 s.
+        Name::Traffic => traffic::run(seconds(90), seconds(90).max(120))?,
+        Name::Start => start::run(rounds(9))?,
+    };
+    println!("\n{machine}\n{}", report::table(&rows));
+    Ok(())
+}
