@@ -12,6 +12,10 @@ use std::collections::BTreeSet;
 
 /// Milliseconds after changed orders at which the parent is told what is held now.
 const SOON_MS: u64 = 20;
+/// Beats without an answer after one that said that all is equal.
+const QUIET_BEATS: u32 = 2;
+/// Unanswered Hellos after which the transport is taken for dead, again and again.
+const HELLOS_IN_VAIN: u32 = 5;
 
 /// What the end asks of the tier around it, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +35,8 @@ pub enum ChildOutput {
     Complete,
     /// The parent asks something; answer with [`ChildEnd::respond`].
     Request(wire::Request),
-    /// A session stands (`true`) or is lost.
+    /// A session stands (`true`), or is lost or was asked for in vain several times: the transport may be dead without
+    /// knowing it, and is better dialed anew.
     Connected(bool),
     /// The parent does not know this child: its membership must be looked at.
     Unknown,
@@ -67,15 +72,18 @@ pub struct ChildEnd {
     status: SetIndex,
     changed_status: BTreeSet<String>,
     profile: Option<Profile>,
-    /// Sequence number of the frame it was last sent in, and the number of the last beat before it.
-    profile_seq: (u64, u64),
+    /// Sequence number of the frame it was last sent in.
+    profile_seq: u64,
     profile_sent: bool,
-    number: u64,
+    /// Beats that need no answer: the last answer said that all is equal, and nothing happened since.
+    quiet: u32,
+    /// Every beat needs one.
+    eager: bool,
     next_at: Boottime,
     hellos: u32,
     /// When the last beat that was acknowledged, for exactly the orders held here, had been sent: the lease runs from here.
     acked_at: Option<Boottime>,
-    /// Beats sent and not acknowledged: (number, sent at).
+    /// Beats sent and not acknowledged: (sequence number, sent at).
     unacked: Vec<(u64, Boottime)>,
     last_heard: Boottime,
     fetched_at: Option<Boottime>,
@@ -98,9 +106,10 @@ impl ChildEnd {
             status: SetIndex::default(),
             changed_status: BTreeSet::new(),
             profile: None,
-            profile_seq: (0, 0),
+            profile_seq: 0,
             profile_sent: false,
-            number: 0,
+            quiet: 0,
+            eager: false,
             next_at: Boottime::default(),
             hellos: 0,
             acked_at: None,
@@ -176,6 +185,11 @@ impl ChildEnd {
         }
     }
 
+    /// Whether a lease hangs on the answers: then every beat wants one.
+    pub const fn set_eager(&mut self, eager: bool) {
+        self.eager = eager;
+    }
+
     /// Answers a request.
     pub fn respond(&mut self, id: u64, what: wire::response::What) -> Option<ChildOutput> {
         let body = Body::Response(wire::Response { id, what: Some(what) });
@@ -198,8 +212,9 @@ impl ChildEnd {
         {
             let body = Body::Profile(profile.into());
             out.push(ChildOutput::Send(self.outbox.frame(body)));
-            self.profile_seq = (self.outbox.seq, self.number);
+            self.profile_seq = self.outbox.seq;
             self.profile_sent = true;
+            self.quiet = 0;
         }
         let changed = std::mem::take(&mut self.changed_status);
         self.send_items(changed, source, &mut out);
@@ -244,18 +259,19 @@ impl ChildEnd {
             return out;
         }
         if self.welcomed {
-            self.number += 1;
-            if self.unacked.len() >= 16 {
-                self.unacked.remove(0);
-            }
-            self.unacked.push((self.number, now.boot));
             let beat = wire::Beat {
-                number: self.number,
                 orders: self.orders.digest(),
                 status: self.status.digest(),
                 heard: self.heard,
+                answer: self.eager || self.quiet == 0,
             };
-            out.push(ChildOutput::Send(self.outbox.frame(Body::Beat(beat))));
+            self.quiet = self.quiet.saturating_sub(1);
+            let frame = self.outbox.frame(Body::Beat(beat));
+            if self.unacked.len() >= 16 {
+                self.unacked.remove(0);
+            }
+            self.unacked.push((frame.seq, now.boot));
+            out.push(ChildOutput::Send(frame));
             self.next_at = now.boot.plus(self.clocks.beat_ms);
         } else {
             self.outbox = Outbox {
@@ -273,6 +289,9 @@ impl ChildEnd {
             out.push(ChildOutput::Send(self.outbox.frame(Body::Hello(hello))));
             self.next_at = now.boot.plus(Backoff::RECONNECT.delay_ms(self.hellos, rng));
             self.hellos = self.hellos.saturating_add(1);
+            if self.hellos % HELLOS_IN_VAIN == 0 {
+                out.push(ChildOutput::Connected(false));
+            }
         }
         out
     }
@@ -303,8 +322,9 @@ impl ChildEnd {
                 self.hellos = 0;
                 if welcome.beat_ms > 0 {
                     self.clocks.beat_ms = u64::from(welcome.beat_ms);
-                    // Silence is measured against the beats that are asked for: two may be lost.
-                    self.clocks.silence_ms = self.clocks.silence_ms.max(self.clocks.beat_ms * 5 / 2);
+                    // Every third beat at least is answered, and every one after an answer that did not come: silence
+                    // is when two answers in a row were lost.
+                    self.clocks.silence_ms = self.clocks.silence_ms.max(self.clocks.beat_ms * 9 / 2);
                 }
                 if welcome.fence_ms > 0 {
                     self.fence_ms = u64::from(welcome.fence_ms);
@@ -356,11 +376,10 @@ impl ChildEnd {
     }
 
     fn hear_ack(&mut self, ack: &wire::BeatAck, now: Now, out: &mut Vec<ChildOutput>) {
-        let sent = self.unacked.iter().find(|(number, _)| *number == ack.number);
+        let sent = self.unacked.iter().find(|(beat, _)| *beat == ack.beat);
         let sent = sent.map(|(_, sent)| *sent);
-        self.unacked.retain(|(number, _)| *number > ack.number);
-        let (profile_seq, beat_before) = self.profile_seq;
-        if ack.number > beat_before && ack.profile < profile_seq {
+        self.unacked.retain(|(beat, _)| *beat > ack.beat);
+        if ack.beat > self.profile_seq && ack.profile < self.profile_seq {
             // It was lost on the way.
             self.profile_sent = false;
         }
@@ -374,6 +393,7 @@ impl ChildEnd {
             }
             self.fetched_at = None;
             self.fresh = false;
+            self.quiet = QUIET_BEATS;
             out.push(ChildOutput::Complete);
         } else if self.fetched_at.is_none_or(|at| now.boot.since(at) >= 1_000) {
             self.fetched_at = Some(now.boot);
@@ -383,11 +403,13 @@ impl ChildEnd {
     }
 
     fn beat_soon(&mut self, now: Now) {
+        self.quiet = 0;
         self.next_at = self.next_at.min(now.boot.plus(SOON_MS));
     }
 
     fn close(&mut self) -> Vec<ChildOutput> {
         let was = std::mem::take(&mut self.welcomed);
+        self.quiet = 0;
         // Everything is compared anew in the next session; nothing needs to be sent twice.
         self.changed_status.clear();
         if was {

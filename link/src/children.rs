@@ -63,7 +63,7 @@ impl Source for Orders<'_> {
     }
 }
 
-fn unknown_member(session: u64) -> wire::Frame {
+fn unknown_member(session: u32) -> wire::Frame {
     wire::Frame {
         session,
         seq: u64::MAX,

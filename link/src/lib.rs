@@ -36,7 +36,7 @@ pub trait Source {
 /// Numbers the frames of one direction of one session.
 #[derive(Debug, Clone, Default)]
 struct Outbox {
-    session: u64,
+    session: u32,
     seq: u64,
 }
 

@@ -238,7 +238,7 @@ impl ParentEnd {
         out
     }
 
-    fn hear_hello(&mut self, session: u64, seq: u64, hello: &wire::Hello, now: Now, out: &mut Vec<ParentOutput>) {
+    fn hear_hello(&mut self, session: u32, seq: u64, hello: &wire::Hello, now: Now, out: &mut Vec<ParentOutput>) {
         if hello.min_version > PROTOCOL.0 || hello.max_version < PROTOCOL.1 {
             let message = format!(
                 "versions {} to {} of the link are understood here, not {} to {}",
@@ -292,17 +292,19 @@ impl ParentEnd {
 
     fn hear_beat(&mut self, beat: &wire::Beat, now: Now, out: &mut Vec<ParentOutput>) {
         out.push(ParentOutput::Beat);
-        let equal_status = beat.status == self.status.digest();
+        let (equal_orders, equal_status) = (beat.orders == self.orders.digest(), beat.status == self.status.digest());
         if equal_status && !std::mem::replace(&mut self.heard_out, true) {
             out.push(ParentOutput::HeardOut);
         }
-        let ack = wire::BeatAck {
-            number: beat.number,
-            orders: self.orders.digest(),
-            complete: self.complete && self.heard_out,
-            profile: self.profile,
-        };
-        out.push(ParentOutput::Send(self.outbox.frame(Body::BeatAck(ack))));
+        if beat.answer || !equal_orders {
+            let ack = wire::BeatAck {
+                beat: self.heard,
+                orders: self.orders.digest(),
+                complete: self.complete && self.heard_out,
+                profile: self.profile,
+            };
+            out.push(ParentOutput::Send(self.outbox.frame(Body::BeatAck(ack))));
+        }
         if !equal_status && self.fetched_at.is_none_or(|at| now.boot.since(at) >= 1_000) {
             self.fetched_at = Some(now.boot);
             let fetch = self.status.fetch(SetKind::Status);
@@ -313,7 +315,7 @@ impl ParentEnd {
         }
         // An order on its way is in no digest of the child yet, but it will be: nothing is settled before it was heard.
         let heard_all = beat.heard >= self.orders_seq && self.changed_orders.is_empty();
-        if equal_status && heard_all && beat.orders == self.orders.digest() && self.complete {
+        if equal_status && heard_all && equal_orders && self.complete {
             out.push(ParentOutput::Settled);
         }
     }

@@ -271,6 +271,7 @@ impl NodeTier {
     fn settle(&mut self, now: Now, out: &mut Output<Act>) {
         let lease = self.lease(now, out);
         self.engine.set_lease(lease);
+        self.link.set_eager(self.engine.is_fenced());
         let commands = self.engine.reconcile(now);
         for effect in self.engine.take_effects() {
             match effect {

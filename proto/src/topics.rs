@@ -1,7 +1,10 @@
-//! MQTT topics of the node link: `r/<node id>/<branch>/<direction>`. A node may publish only to its own `u` (up) topics
-//! and subscribe only to its own `d` (down) topics.
+//! MQTT topics of the node link: `<node>/<branch>/<direction>`. A node may publish only to its own `u` (up) topics and
+//! subscribe only to its own `d` (down) topics. `<node>` is the id's 12 bytes in URL-safe base64, 16 characters, because a
+//! topic travels with every beat.
 
-use roble_core::ids::NodeId;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use roble_core::ids::{NodeId, RawId};
 
 /// Who on the machine speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,16 +45,15 @@ pub struct Topic {
 }
 
 /// Filter by which the cluster receives from all nodes.
-pub const ALL_UP: &str = "r/+/+/u";
+pub const ALL_UP: &str = "+/+/u";
+/// Filter of everything that the cluster sends.
+pub const ALL_DOWN: &str = "+/+/d";
 
 impl Topic {
     /// Parses a full topic name; wildcards and anything else are `None`.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');
-        if parts.next()? != "r" {
-            return None;
-        }
-        let node = parts.next()?.parse().ok()?;
+        let node = read_node(parts.next()?)?;
         let branch = match parts.next()? {
             "e" => Branch::Engine,
             "n" => Branch::Net,
@@ -76,8 +78,18 @@ impl std::fmt::Display for Topic {
             Direction::Up => "u",
             Direction::Down => "d",
         };
-        write!(f, "r/{}/{}/{direction}", self.node, self.branch.letter())
+        let node = BASE64_URL_SAFE_NO_PAD.encode(self.node.0.as_bytes());
+        write!(f, "{node}/{}/{direction}", self.branch.letter())
     }
+}
+
+/// 12 bytes are exactly 16 characters, so each id has one spelling.
+fn read_node(text: &str) -> Option<NodeId> {
+    let mut bytes = [0; 12];
+    let length = (text.len() == 16)
+        .then(|| BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok())
+        .flatten()?;
+    (length == bytes.len()).then(|| NodeId(RawId::from_bytes(bytes)))
 }
 
 /// Whether a client of `node` may publish to (`Up`) or subscribe to (`Down`) `name`. Exact names only: no wildcard, no other

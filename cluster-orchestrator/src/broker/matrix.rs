@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use roble_core::ids::{ClusterId, NodeId, RawId};
 use roble_daemon::pki::Identity;
-use roble_proto::topics::{ALL_UP, Branch, Direction, Topic, may_use};
+use roble_proto::topics::{ALL_DOWN, ALL_UP, Branch, Direction, Topic, may_use};
 
 use super::embedded::node_of;
 use super::mosquitto::{access_list, cluster_user, node_user};
@@ -93,7 +93,15 @@ impl Who {
 
 /// Every name of up to four levels of words that mean something or look like it, and what hangs on to the real ones.
 fn names() -> BTreeSet<String> {
-    let (one, two) = (node(1).to_string(), node(2).to_string());
+    let first_level = |number| {
+        let topic = Topic {
+            node: node(number),
+            branch: Branch::Engine,
+            direction: Direction::Up,
+        };
+        topic.to_string().trim_end_matches("/e/u").to_owned()
+    };
+    let (one, two) = (first_level(1), first_level(2));
     let shouted = one.to_uppercase();
     let words = ["r", "", "$SYS", "x", &one, &two, &shouted, "e", "n", "u", "d", "+", "#"];
     let mut names = BTreeSet::new();
@@ -230,7 +238,7 @@ fn the_access_list_gives_nobody_what_is_not_his() {
             for (write, direction) in [(true, Direction::Up), (false, Direction::Down)] {
                 let should = match who {
                     // The other end. Levels that no node may write, as empty ones, are read in vain.
-                    Who::Cluster => is_match(if write { "r/+/+/d" } else { ALL_UP }, name),
+                    Who::Cluster => is_match(if write { ALL_DOWN } else { ALL_UP }, name),
                     _ => who.should(direction, name),
                 };
                 assert_eq!(rules.allow(write, name), should, "{who:?} writes {write} {name:?}");

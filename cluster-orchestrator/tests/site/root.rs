@@ -239,6 +239,7 @@ impl FakeRoot {
 
     /// Asks the cluster something; its answer.
     pub async fn ask(&self, what: request::What) -> response::What {
+        super::eventually("a session", || self.state.lock().unwrap().end.is_open().then_some(())).await;
         let id = {
             let mut state = self.state.lock().unwrap();
             let (id, output) = state.end.request(what).expect("a session stands");

@@ -216,16 +216,16 @@ fn frames() -> Samples {
         (
             "beat",
             Body::Beat(wire::Beat {
-                number: 4,
                 orders: 1,
                 status: 2,
+                answer: true,
                 heard: 3,
             }),
         ),
         (
             "beat-ack",
             Body::BeatAck(wire::BeatAck {
-                number: 1,
+                beat: 1,
                 orders: 1,
                 complete: true,
                 profile: 2,
@@ -363,8 +363,8 @@ fn topics() -> Samples {
         ("all-up", ALL_UP.as_bytes().to_vec()),
         ("everything", b"#".to_vec()),
         ("system", b"$SYS/broker/clients".to_vec()),
-        ("shared", b"$share/g/r/+/+/u".to_vec()),
-        ("empty-levels", b"r//e/u".to_vec()),
+        ("shared", b"$share/g/+/+/u".to_vec()),
+        ("empty-levels", b"//e/u".to_vec()),
     ]
 }
 

@@ -8,14 +8,12 @@ use std::path::Path;
 use roble_core::ids::{ClusterId, NodeId};
 use roble_daemon::files::{SECRET_MODE, ensure_private_dir, write_atomic};
 use roble_proto::limits::{MQTT_PACKET_BYTES, MQTT_QUEUE_BYTES, MQTT_QUEUE_PACKETS};
-use roble_proto::topics::{ALL_UP, Branch, Direction, Topic};
+use roble_proto::topics::{ALL_DOWN, ALL_UP, Branch, Direction, Topic};
 
 use super::MosquittoConfig;
 
 pub(super) const CONFIGURATION: &str = "mosquitto.conf";
 pub(super) const ACCESS_LIST: &str = "access.list";
-/// What the cluster's own client publishes to.
-const ALL_DOWN: &str = "r/+/+/d";
 
 /// Common name in the cluster's certificate, which Mosquitto takes as user name; see `roble_daemon::pki`.
 pub(in crate::broker) fn cluster_user(cluster: ClusterId) -> String {

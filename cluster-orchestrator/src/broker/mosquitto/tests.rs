@@ -246,7 +246,7 @@ async fn every_topic_by_every_identity() {
             topic.to_string()
         })
     };
-    let mut topics: Vec<String> = ["r", "r//e/u", "r/x/e/u", "x", "fence/x", "/", "r/e/u/d"]
+    let mut topics: Vec<String> = ["r", "/e/u", "x/e/u", "x", "fence/x", "/", "r/x/e/u", "e/u/d"]
         .map(str::to_owned)
         .to_vec();
     for number in 1..=3 {
@@ -256,16 +256,7 @@ async fn every_topic_by_every_identity() {
             }
         }
     }
-    let filters = [
-        "#",
-        "+/#",
-        "r/+/+/u",
-        "r/+/+/d",
-        "r/#",
-        "$SYS/#",
-        "$share/g/r/+/+/u",
-        "/#",
-    ];
+    let filters = ["#", "+/#", "+/+/u", "+/+/d", "+/e/#", "$SYS/#", "$share/g/+/+/u", "/#"];
     for (_, client) in &mut clients {
         for filter in filters.into_iter().chain(topics.iter().map(String::as_str)) {
             client.subscribe(filter).await;

@@ -48,13 +48,31 @@ async fn every_topic_by_every_identity() {
                 topics.push(topic(node, branch, direction));
             }
         }
+        let down = topic(node, Branch::Engine, Direction::Down);
+        let name = down.trim_end_matches("/e/d");
         topics.extend([
-            format!("r/{node}/#"),
-            format!("r/{node}/+/d"),
-            format!("r/{node}/e/d/x"),
+            format!("{name}/#"),
+            format!("{name}/+/d"),
+            format!("{down}/x"),
+            format!("{name}=/e/d"),
+            format!("{node}/e/d"),
         ]);
     }
-    topics.extend(["#", "+/+/+/+", "r/+/+/u", "$SYS/#", "$share/g/r/x", "", "r", "/"].map(String::from));
+    topics.extend(
+        [
+            "#",
+            "+/+/+",
+            "+/+/+/+",
+            "+/+/u",
+            "$SYS/#",
+            "$share/g/x/e/d",
+            "",
+            "r",
+            "/",
+            "//",
+        ]
+        .map(String::from),
+    );
 
     let (mut publishes, mut subscribes) = (0, 0);
     for me in nodes {
