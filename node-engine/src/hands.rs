@@ -30,6 +30,8 @@ pub struct NodeHands {
     pub worker: Worker,
     /// Carries messages to the cluster.
     pub outbox: mpsc::Sender<Bytes>,
+    /// The link itself, to be dialed anew when nobody answers on it.
+    pub link: Arc<dyn Transport>,
     /// Dials streams to the cluster.
     pub streams: Arc<StreamDialer>,
     /// Told when it is in doubt what this node is to its cluster.
@@ -111,25 +113,27 @@ impl Worker {
 
     async fn try_start(&self, order: Assignment) -> Result<StartedInfo, StartFailure> {
         let instance = order.instance;
-        let image = self
-            .runtime
-            .ensure_image(&ImageRequest::of(&order.spec))
-            .await
-            .map_err(|error| from_runtime(&error))?;
-        failpoint!("node.start.image");
         let path = self.netns_dir.join(instance.to_string());
-        netns::ensure(&path).await.map_err(|error| from_network(&error))?;
-        failpoint!("node.start.namespace");
         let wish = Attach {
             netns: path.clone(),
             ports: order.spec.ports.clone(),
         };
-        let attached = self
-            .network
-            .attach(&instance.to_string(), &wish)
-            .await
-            .map_err(|error| from_network(&error))?;
-        failpoint!("node.start.attached");
+        let image = async {
+            let request = ImageRequest::of(&order.spec);
+            let image = self.runtime.ensure_image(&request).await;
+            failpoint!("node.start.image");
+            image.map_err(|error| from_runtime(&error))
+        };
+        let network = async {
+            netns::ensure(&path).await.map_err(|error| from_network(&error))?;
+            failpoint!("node.start.namespace");
+            let attached = self.network.attach(&instance.to_string(), &wish).await;
+            failpoint!("node.start.attached");
+            attached.map_err(|error| from_network(&error))
+        };
+        // Side by side, both to their end: an attachment that was begun is not given up half-way.
+        let (image, attached) = tokio::join!(image, network);
+        let (image, attached) = (image?, attached?);
         let host = order.spec.path.replace('/', "-");
         let run = RunOrder {
             instance,
@@ -306,6 +310,7 @@ impl Hands<Act> for NodeHands {
             Act::CheckMembership => self.doubt.notify_one(),
             Act::Connected(false) => {
                 tracing::warn!("cluster does not answer; what runs goes on");
+                self.link.reconnect();
             }
             Act::Violation(what) => tracing::warn!(what, "message not understood"),
         }

@@ -49,6 +49,17 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.listen_for_signals()?;
     let renew_now = hangups()?;
     let _lock = FileLock::acquire(&settings.state_dir)?;
+    // First of all, so that a node that waits for its cluster to let it in can already be asked how it is.
+    let health = Health::new();
+    let metrics = Metrics::new();
+    let runtime_check = health.check("runtime");
+    let socket = bind_unix(&settings.state_dir.join("node.sock"))?;
+    tokio::spawn(serve_unix(
+        socket,
+        health::router(health, metrics),
+        Limits::default(),
+        shutdown.token(),
+    ));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let verifier = Arc::new(VerifierClock::open(clock.clone(), settings.state_dir.join("time")));
     let identity = tokio::select! {
@@ -111,9 +122,6 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
         Box::new(OsRandomness.generator()),
     ));
     let (outbox, queue) = mpsc::channel(512);
-    let health = Health::new();
-    let metrics = Metrics::new();
-    let runtime_check = health.check("runtime");
     let streams = Arc::new(StreamDialer {
         address: identity.api.clone(),
         dialer: identity.streams.clone(),
@@ -122,6 +130,7 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     let hands = NodeHands {
         worker: worker.clone(),
         outbox,
+        link: transport.clone(),
         streams,
         doubt: doubt.clone(),
     };
@@ -131,13 +140,6 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     tokio::spawn(exits(runtime, events.clone()));
     tokio::spawn(look(worker, events.clone(), runtime_check));
     tokio::spawn(identity.keep_fresh(verifier.clone(), renew_now, doubt, events));
-    let socket = bind_unix(&settings.state_dir.join("node.sock"))?;
-    tokio::spawn(serve_unix(
-        socket,
-        health::router(health, metrics),
-        Limits::default(),
-        shutdown.token(),
-    ));
     tracing::info!(name = settings.name, version = SPEC.version, "serving");
     notify::ready();
     let shell = Shell {

@@ -37,7 +37,13 @@ struct Seen {
 /// Rules that were loaded, and what `nft` said was there afterwards.
 struct Rules {
     loaded: String,
-    listed: String,
+    listed: Listed,
+}
+
+enum Listed {
+    Is(String),
+    /// Running `nft` takes longer than the rest of an attachment, so nobody waits for this.
+    Becoming(tokio::task::JoinHandle<Result<String, DatapathError>>),
 }
 
 struct SeenLink {
@@ -155,8 +161,18 @@ impl Seen {
     /// Loads `text` unless it is in force already: loading sets the counters to zero.
     async fn load_rules(&mut self, text: String) -> Result<(), DatapathError> {
         if let Some(rules) = self.rules.take().filter(|rules| rules.loaded == text) {
-            if nft::list().await? == rules.listed {
-                self.rules = Some(rules);
+            let listed = match rules.listed {
+                Listed::Is(listed) => Some(listed),
+                // Unknown if it failed; then the rules are loaded again.
+                Listed::Becoming(listing) => listing.await.ok().and_then(Result::ok),
+            };
+            if let Some(listed) = listed
+                && nft::list().await? == listed
+            {
+                self.rules = Some(Rules {
+                    loaded: text,
+                    listed: Listed::Is(listed),
+                });
                 return Ok(());
             }
             tracing::warn!("the rules were changed by somebody else and are loaded again");
@@ -164,7 +180,7 @@ impl Seen {
         nft::load(&text).await?;
         self.rules = Some(Rules {
             loaded: text,
-            listed: nft::list().await?,
+            listed: Listed::Becoming(tokio::spawn(nft::list())),
         });
         Ok(())
     }

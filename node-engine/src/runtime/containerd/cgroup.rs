@@ -36,6 +36,19 @@ pub(super) fn was_oom_killed(group: &str) -> bool {
 }
 
 /// The count of `oom_kill` in `memory.events` (version 2) or `memory.oom_control` (version 1, Linux 4.13).
+/// Limits the processor time of `group`, which exists: so many microseconds in each period.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn set_cpu_quota(group: &str, quota: u64, period: u64) -> std::io::Result<()> {
+    let folder = folder("cpu", group);
+    if is_unified() {
+        return std::fs::write(folder.join("cpu.max"), format!("{quota} {period}"));
+    }
+    std::fs::write(folder.join("cpu.cfs_period_us"), period.to_string())?;
+    std::fs::write(folder.join("cpu.cfs_quota_us"), quota.to_string())
+}
+
 fn oom_kills(text: &str) -> u64 {
     let counts = text.lines().filter_map(|line| line.strip_prefix("oom_kill "));
     counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()

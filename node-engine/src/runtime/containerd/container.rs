@@ -166,6 +166,11 @@ impl Shared {
         };
         let pid = self.create_task(instance, request).await?;
         failpoint!("node.create.task");
+        // Before anything of the image runs.
+        if let Some((quota, period)) = spec::cpu_quota(order) {
+            let limited = cgroup::set_cpu_quota(&self.cgroup_of(instance), quota, period);
+            limited.map_err(|error| failed(format!("limit its processor time: {error}")))?;
+        }
         folder.mark_started()?;
         failpoint!("node.create.marked");
         let request = StartRequest {
