@@ -292,11 +292,13 @@ impl ParentEnd {
 
     fn hear_beat(&mut self, beat: &wire::Beat, now: Now, out: &mut Vec<ParentOutput>) {
         out.push(ParentOutput::Beat);
-        let (equal_orders, equal_status) = (beat.orders == self.orders.digest(), beat.status == self.status.digest());
-        if equal_status && !std::mem::replace(&mut self.heard_out, true) {
+        let equal_orders = beat.orders == self.orders.digest();
+        let equal_status = beat.status == self.status.digest();
+        let is_heard_out = equal_status && !std::mem::replace(&mut self.heard_out, true);
+        if is_heard_out {
             out.push(ParentOutput::HeardOut);
         }
-        if beat.answer || !equal_orders {
+        if beat.answer || !equal_orders || is_heard_out {
             let ack = wire::BeatAck {
                 beat: self.heard,
                 orders: self.orders.digest(),
