@@ -157,10 +157,7 @@ impl Daemon {
             let node = NodeId(member.id.0);
             match member.state {
                 MemberState::Active => broker.admit(node).await?,
-                MemberState::Pending => {}
-                MemberState::Revoked => {
-                    members.revoke(node);
-                }
+                MemberState::Pending | MemberState::Revoked => {}
             }
         }
         for node in members.revoked() {

@@ -54,6 +54,7 @@ impl Members {
             tracing::error!(%error, path = %path.display(), "the list of revoked nodes is damaged and made anew");
         }
         let damaged = matches!(stored, Some(Err(_)));
+        let is_stored = matches!(stored, Some(Ok(_)));
         let file = stored.and_then(Result::ok).unwrap_or(Revoked {
             schema: 1,
             whole: !lost && !damaged,
@@ -70,7 +71,9 @@ impl Members {
                 file,
             }),
         };
-        opened.write(&opened.state());
+        if !is_stored {
+            opened.write(&opened.state());
+        }
         Ok(opened)
     }
 

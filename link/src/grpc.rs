@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::transport::{DownReason, SendError};
+use crate::transport::{DownReason, SendError, failures_after};
 
 /// Frames that may wait to be sent.
 const QUEUE_FRAMES: usize = 256;
@@ -32,10 +32,6 @@ const QUEUE_FRAMES: usize = 256;
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 /// Events that may wait for [`GrpcTransport::next`]; then reading stops.
 const EVENTS: usize = 64;
-/// A session that lasted this long was a success; one that did not makes the next wait longer.
-const STEADY: Duration = Duration::from_secs(10);
-/// Failures that shorter ones count as at most: a parent that is restarted again and again is found again within 4 s.
-const BRIEF: u32 = 3;
 /// HTTP/2: silence after which the other end is pinged.
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// HTTP/2: time for the answer.
@@ -208,11 +204,7 @@ impl Driver {
             let mut up_since = None;
             let reason = self.session(&mut up_since).await;
             *self.shared.gate() = None;
-            failures = match up_since {
-                Some(since) if since.elapsed() >= STEADY => 0,
-                Some(_) => (failures + 1_u32).min(BRIEF),
-                None => failures + 1,
-            };
+            failures = failures_after(failures, up_since);
             tracing::debug!(%reason, failures, "link down");
             if reason == DownReason::Shutdown || self.events.send(GrpcEvent::Down { reason }).await.is_err() {
                 return;

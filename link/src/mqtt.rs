@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::transport::{DownReason, SendError, Transport, TransportEvent};
+use crate::transport::{DownReason, SendError, Transport, TransportEvent, failures_after};
 use failure::down_reason;
 
 /// Room that a message needs in a packet besides its payload: header, topic, packet id.
@@ -36,12 +36,6 @@ const PACKET_OVERHEAD: usize = 64;
 const EVENTS: usize = 64;
 /// Requests besides messages that the client library may queue: subscription, disconnection.
 const OTHER_REQUESTS: usize = 4;
-
-/// A connection that lasted this long was a success; one that did not (two machines with one key put each other out) makes
-/// the next wait longer.
-const STEADY: Duration = Duration::from_secs(10);
-/// Failures that shorter ones count as at most: a parent that is restarted again and again is found again within 4 s.
-const BRIEF: u32 = 3;
 
 /// Gives the TLS configuration for the next connection. It decides whom to trust **and must check the server's logical
 /// name itself**: the name that rustls hands to the verifier is whatever address was dialed. Must not block.
@@ -259,11 +253,7 @@ impl Driver {
                 }
             };
             self.forget();
-            failures = match up_since {
-                Some(since) if since.elapsed() >= STEADY => 0,
-                Some(_) => (failures + 1_u32).min(BRIEF),
-                None => failures + 1,
-            };
+            failures = failures_after(failures, up_since);
             tracing::debug!(%reason, failures, "node link down");
             if self.events.send(TransportEvent::Down { reason }).await.is_err() {
                 return;

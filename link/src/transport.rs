@@ -6,6 +6,22 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::{Duration, Instant};
+
+/// A connection that lasted this long was a success; one that did not (two machines with one key put each other out) makes
+/// the next wait longer.
+const STEADY: Duration = Duration::from_secs(10);
+/// Failures that shorter ones count as at most: a parent that is restarted again and again is found again within 4 s.
+const BRIEF: u32 = 3;
+
+/// Failures in a row after one more try. `up_since`: when its connection came up, if it did.
+pub(crate) fn failures_after(failures: u32, up_since: Option<Instant>) -> u32 {
+    match up_since {
+        Some(since) if since.elapsed() >= STEADY => 0,
+        Some(_) => (failures + 1).min(BRIEF),
+        None => failures.saturating_add(1),
+    }
+}
 
 /// What happened on a transport, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
