@@ -14,6 +14,7 @@ use roble_daemon::CancellationToken;
 use roble_daemon::clock::{Clock, SystemClock, VerifierClock};
 use roble_daemon::files::FileLock;
 use roble_daemon::health::Health;
+use roble_daemon::incomplete::Incomplete;
 use roble_daemon::metrics::Metrics;
 use roble_daemon::pki::Lifetimes;
 use roble_daemon::rate::RateLimit;
@@ -104,7 +105,13 @@ impl Daemon {
         identity_check.pass();
 
         let opened = roble_store::open(config.backend, &folder.join("store"), &OpenOptions::default()).await?;
-        let complete = parts::is_complete(folder, &opened)?;
+        if let Some(damage) = &opened.damage {
+            tracing::error!(
+                damage,
+                "the store was damaged and set aside; orders come again from the root"
+            );
+        }
+        let incomplete = Incomplete::open(folder, &opened)?;
         let store = opened.store.clone();
         let records = shell::load(&*store, &[]).await.context("read the store")?;
 
@@ -132,7 +139,7 @@ impl Daemon {
             pin: certificates.authority().root_pin()?.to_string(),
         };
         let now = shell::now(&*seams.clock);
-        let (tier, bad) = ClusterTier::new(tier_config, &records, complete, now, &mut rng);
+        let (tier, bad) = ClusterTier::new(tier_config, &records, incomplete.is_complete(), now, &mut rng);
         for record in bad {
             tracing::error!(record, "record not understood, left out");
         }
@@ -262,7 +269,7 @@ impl Daemon {
             clock: seams.clock.clone(),
             rng,
             hands,
-            look: parts::watch(folder, complete, counters),
+            look: parts::watch(incomplete, counters),
         };
         let token = stop.clone();
         tasks.spawn(async move { Ok(shell::run(tier, event_queue, shell, token).await?) });

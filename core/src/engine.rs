@@ -234,11 +234,18 @@ impl Engine {
         }
     }
 
+    /// Whether the parent's orders are known to be whole.
+    pub const fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// The parent's orders are known to be whole: what has none may go.
     pub fn set_complete(&mut self) {
         if !self.complete {
             self.complete = true;
             self.attention.extend(self.slots.keys());
+            self.effects
+                .extend(self.slots.keys().map(|instance| Effect::Status(*instance)));
         }
     }
 
@@ -301,8 +308,12 @@ impl Engine {
         let Some(slot) = self.slots.get_mut(&instance) else {
             return;
         };
+        let was_unknown = slot.is_of_unknown_size();
         slot.hear_gone(result, now, rng);
         self.after(instance);
+        if was_unknown {
+            self.attention.extend(self.slots.keys());
+        }
     }
 
     /// A container ended by itself.
@@ -349,24 +360,21 @@ impl Engine {
         }
         while let Some(instance) = self.attention.pop_first() {
             let refusal = self.admission(instance);
+            let is_crowded = self.slots.values().any(Slot::is_of_unknown_size);
             let Some(slot) = self.slots.get_mut(&instance) else {
                 continue;
             };
-            let before = slot.report();
-            let command = slot.step(instance, refusal, self.complete, self.lease, now.boot);
-            if slot.report() != before {
+            let before = slot.report(self.complete);
+            let command = slot.step(instance, refusal, is_crowded, self.complete, self.lease, now.boot);
+            if slot.report(self.complete) != before {
                 self.effects.push(Effect::Status(instance));
             }
             if slot.is_empty() {
                 self.slots.remove(&instance);
                 self.effects.push(Effect::Status(instance));
                 // Room may be free for what was refused before.
-                let refused = self
-                    .slots
-                    .iter()
-                    .filter(|(_, slot)| slot.is_refused())
-                    .map(|(id, _)| *id);
-                self.attention.extend(refused);
+                let refused = self.slots.iter().filter(|(_, slot)| slot.is_refused());
+                self.attention.extend(refused.map(|(id, _)| *id));
             }
             commands.extend(command);
         }
@@ -386,7 +394,7 @@ impl Engine {
     pub fn status(&self, instance: InstanceId) -> Option<InstanceStatus> {
         let slot = self.slots.get(&instance)?;
         let version = self.floors.get(&instance)?;
-        slot.status(instance, version)
+        slot.status(instance, version, self.complete)
     }
 
     /// Every instance with an order or a container here.

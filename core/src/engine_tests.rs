@@ -244,3 +244,54 @@ fn a_skipped_generation_check_is_seen() {
     crate::planted::plant(None);
     assert!(seen.is_err());
 }
+
+#[test]
+fn what_ended_under_a_lost_order_has_ended_when_the_order_comes_again() {
+    let exit = |code| {
+        ObservedState::Ended(Some(Exit {
+            code,
+            oom_killed: false,
+        }))
+    };
+    for (code, restart, phase) in [
+        (0, RestartPolicy::OnFailure, Phase::Completed),
+        (3, RestartPolicy::Never, Phase::Failed),
+        (3, RestartPolicy::OnFailure, Phase::BackingOff),
+    ] {
+        let mut engine = Engine::new(engine().facts().clone(), false);
+        engine.hear_list(&[observed(1, exit(code))], at(0), &mut rng());
+        assert_eq!(engine.reconcile(at(1)), [], "the store was lost: nothing is touched");
+        let mut order = order(0, 1, 2, 100);
+        Arc::make_mut(&mut order.spec).restart = restart;
+        engine.order(order);
+        engine.set_complete();
+        let commands = engine.reconcile(at(2));
+        assert_eq!(
+            engine.status(instance(0)).unwrap().phase,
+            if commands.is_empty() { phase } else { Phase::Starting }
+        );
+        assert_eq!(commands.is_empty(), phase.is_final(), "{commands:?}");
+        let outcome = engine
+            .stored(instance(0))
+            .unwrap()
+            .outcome
+            .map(|outcome| outcome.exit_code);
+        assert_eq!(outcome, phase.is_final().then_some(code));
+    }
+}
+
+#[test]
+fn nothing_starts_beside_what_a_lost_store_leaves_of_unknown_size() {
+    let mut engine = Engine::new(engine().facts().clone(), false);
+    engine.hear_list(
+        &[observed(1, ObservedState::Running { started_at: None })],
+        at(0),
+        &mut rng(),
+    );
+    engine.order(order(1, 1, 1, 600));
+    assert_eq!(engine.reconcile(at(1)), []);
+    engine.set_complete();
+    assert!(matches!(engine.reconcile(at(2))[..], [Command::Stop { instance: stopped, .. }] if stopped == instance(0)));
+    engine.hear_gone(instance(0), Ok(()), at(3), &mut rng());
+    assert!(matches!(&engine.reconcile(at(4))[..], [Command::Start(started)] if started.instance == instance(1)));
+}

@@ -194,6 +194,11 @@ impl Orchestrator {
         self.fresh = true;
     }
 
+    /// Whether, after the loss of the records, children not heard yet may still run what only they know of.
+    pub const fn is_unsure(&self) -> bool {
+        self.fresh && self.ticked.since(self.started) < self.clocks.replace_fenced_ms
+    }
+
     /// A session with the tier above stands, or is lost. While it stands, an instance that was declined is placed elsewhere by
     /// that tier; without it, here as soon as there is room.
     pub fn set_parent_hears(&mut self, hears: bool) {

@@ -130,9 +130,9 @@ impl Children {
         }
     }
 
-    /// Whether the wishes known here are whole.
-    pub const fn is_complete(&self) -> bool {
-        self.complete
+    /// Whether everything is known here that a lost store may have held: the wishes, and who runs what.
+    pub fn is_settled(&self) -> bool {
+        self.complete && !self.orchestrator.is_unsure()
     }
 
     /// See [`Orchestrator::set_wish`].

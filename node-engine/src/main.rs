@@ -6,6 +6,7 @@ use roble_core::liveness::Clocks;
 use roble_daemon::clock::{Clock, SystemClock, VerifierClock};
 use roble_daemon::files::FileLock;
 use roble_daemon::health::{self, Health};
+use roble_daemon::incomplete::Incomplete;
 use roble_daemon::logs::{self, LogFormat};
 use roble_daemon::metrics::Metrics;
 use roble_daemon::rng::{OsRandomness, Randomness as _};
@@ -72,6 +73,7 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
     if let Some(damaged) = &opened.set_aside {
         tracing::error!(file = %damaged.display(), "the store was damaged and set aside; what runs goes on, the rest comes from the cluster");
     }
+    let mut incomplete = Incomplete::open(&settings.state_dir, &opened)?;
     let records = shell::load(&*opened.store, &[]).await.context("read the store")?;
     let mut rng = OsRandomness.generator();
     let node = NodeConfig {
@@ -91,7 +93,7 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
         },
         software: SPEC.version.to_owned(),
     };
-    let (tier, bad) = NodeTier::new(node, &records, !opened.fresh, shell::now(&*clock), &mut rng);
+    let (tier, bad) = NodeTier::new(node, &records, incomplete.is_complete(), shell::now(&*clock), &mut rng);
     for record in bad {
         tracing::error!(record, "a stored record cannot be read");
     }
@@ -147,7 +149,7 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
         clock,
         rng,
         hands,
-        look: |_: &_| (),
+        look: move |tier: &NodeTier| incomplete.end_if(tier.engine().is_complete()),
     };
     let result = shell::run(tier, inbox, shell, shutdown.token()).await;
     notify::stopping();

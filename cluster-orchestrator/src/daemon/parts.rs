@@ -1,7 +1,6 @@
 //! The parts of the daemon's start that have a choice in them.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +8,9 @@ use roble_core::ids::NodeId;
 use roble_core::registry::{MemberState, TokenKind};
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::VerifierClock;
-use roble_daemon::files;
+use roble_daemon::incomplete::Incomplete;
 use roble_daemon::metrics::Metrics;
 use roble_daemon::serve::{self, ServeMetrics, bind};
-use roble_store::Opened;
 use tokio::task::JoinSet;
 
 use super::Seams;
@@ -24,9 +22,6 @@ use crate::config::{BrokerChoice, DaemonConfig};
 use crate::membership::{self, JoinError, Membership};
 use crate::metrics::ClusterMetrics;
 use crate::tier::ClusterTier;
-
-/// Present from a start with nothing, until the root's orders are known whole.
-const INCOMPLETE: &str = "incomplete";
 
 /// The stored membership, or a new one.
 pub(super) async fn membership(
@@ -52,35 +47,10 @@ pub(super) async fn membership(
     membership::join(folder, root, &token, &config.name, clock, &mut rng, stop).await
 }
 
-/// Whether the orders in the store are known to be all there are. A store that was lost, or never filled, stays incomplete
-/// over restarts, until the root has given all orders.
-pub(super) fn is_complete(folder: &Path, opened: &Opened) -> anyhow::Result<bool> {
-    if let Some(damage) = &opened.damage {
-        tracing::error!(
-            damage,
-            "the store was damaged and set aside; orders come again from the root"
-        );
-    }
-    let mark = folder.join(INCOMPLETE);
-    if opened.fresh || opened.set_aside.is_some() {
-        files::write_atomic(&mark, b"the root's orders are not yet known whole\n", 0o600)?;
-        return Ok(false);
-    }
-    Ok(!mark.try_exists()?)
-}
-
-/// Keeps gauges, and forgets the mark once the orders are whole and stored.
-pub(super) fn watch(folder: &Path, complete: bool, metrics: ClusterMetrics) -> impl FnMut(&ClusterTier) + Send + use<> {
-    let mark = folder.join(INCOMPLETE);
-    let mut marked = !complete;
+/// Keeps gauges, and forgets the mark of a lost store once all is known again.
+pub(super) fn watch(mut incomplete: Incomplete, metrics: ClusterMetrics) -> impl FnMut(&ClusterTier) + Send {
     move |tier| {
-        if marked && tier.children().is_complete() {
-            marked = false;
-            match std::fs::remove_file(&mark) {
-                Ok(()) => tracing::info!("the root's orders are known whole"),
-                Err(error) => tracing::warn!(%error, path = %mark.display(), "mark not removed"),
-            }
-        }
+        incomplete.end_if(tier.children().is_settled());
         let members = tier
             .registry()
             .members()

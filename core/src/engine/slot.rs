@@ -68,6 +68,8 @@ pub struct Slot {
     failures: u32,
     restarts: u32,
     last_exit: Option<i32>,
+    /// How a container ended that was found while there was no order for it: judged once there is one.
+    found: Option<Exit>,
     reason: Option<Reason>,
     image_digest: Option<String>,
 }
@@ -82,6 +84,7 @@ impl Slot {
             failures: 0,
             restarts: 0,
             last_exit: None,
+            found: None,
             reason: None,
             image_digest: None,
         }
@@ -148,8 +151,9 @@ impl Slot {
                 });
                 self.hear_exit(&version, exit, now, rng)
             }
-            ObservedState::Ended(_) => {
-                // Left over by a start that failed: it is removed before the next one.
+            ObservedState::Ended(exit) => {
+                // With an order: left over by a start that failed, and removed before the next one.
+                self.found = exit.filter(|_| self.order.is_none());
                 self.state = SlotState::Ended(container.version.clone());
                 true
             }
@@ -251,6 +255,7 @@ impl Slot {
         if self.state != SlotState::Stopping {
             return;
         }
+        self.found = None;
         self.state = match result {
             Ok(()) => SlotState::Absent,
             Err(reason) => {
@@ -276,6 +281,14 @@ impl Slot {
         if now.boot.since(*since) >= HEALTHY_MS {
             self.failures = 0;
         }
+        self.judge(version, exit, now.boot, |failures| {
+            Backoff::RESTART.delay_ms(failures, rng)
+        });
+        true
+    }
+
+    /// What follows from an exit under the present order.
+    fn judge(&mut self, version: &Version, exit: Exit, now: Boottime, delay_ms: impl FnOnce(u32) -> u64) {
         self.last_exit = Some(exit.code);
         self.state = SlotState::Ended(version.clone());
         let current = self
@@ -283,7 +296,7 @@ impl Slot {
             .as_ref()
             .filter(|order| order.version.generation == version.generation);
         let Some(order) = current.cloned() else {
-            return true;
+            return;
         };
         let reason = if exit.oom_killed {
             Some(Reason::new("out-of-memory", "the kernel killed it at its memory limit"))
@@ -305,12 +318,11 @@ impl Slot {
         if again {
             self.reason = Some(reason.unwrap_or_else(|| Reason::new("exited", "its process ended with code 0")));
             self.restarts = self.restarts.saturating_add(1);
-            self.state = SlotState::BackingOff(now.boot.plus(Backoff::RESTART.delay_ms(self.failures, rng)));
+            self.state = SlotState::BackingOff(now.plus(delay_ms(self.failures)));
             self.failures = self.failures.saturating_add(1);
         } else {
             self.end(&order.version, well, exit.code, reason);
         }
-        true
     }
 
     fn end(&mut self, version: &Version, completed: bool, exit_code: i32, reason: Option<Reason>) {
@@ -323,16 +335,23 @@ impl Slot {
         self.accepted = None;
     }
 
-    /// The next command, if one is due, and the state that goes with it.
+    /// The next command, if one is due, and the state that goes with it. `is_crowded`: something of unknown size is here, so
+    /// nothing is started.
     pub(super) fn step(
         &mut self,
         instance: InstanceId,
         refusal: Option<Reason>,
+        is_crowded: bool,
         complete: bool,
         lease: Lease,
         now: Boottime,
     ) -> Option<Command> {
         let grace_ms = self.order.as_ref().map_or(10_000, |order| order.spec.stop_grace_ms);
+        if let (SlotState::Ended(version), Some(_), Some(exit)) = (&self.state, &self.order, self.found) {
+            let version = version.clone();
+            self.found = None;
+            self.judge(&version, exit, now, |_| 0);
+        }
         match &self.state {
             SlotState::Unknown | SlotState::Starting(_) | SlotState::Stopping => return None,
             SlotState::Unfit(_) if self.order.is_some() => return None,
@@ -397,6 +416,9 @@ impl Slot {
             ));
             return None;
         }
+        if is_crowded {
+            return None;
+        }
         if let Some(reason) = refusal {
             self.accepted = None;
             self.state = SlotState::Refused(reason);
@@ -422,6 +444,13 @@ impl Slot {
         self.order.is_none() && self.state == SlotState::Absent
     }
 
+    /// Whether it has a container of which nothing is known: its order was lost with the store. One that cannot be removed does
+    /// not count, or it would hold up the node.
+    pub(super) const fn is_of_unknown_size(&self) -> bool {
+        let has_container = matches!(self.state, SlotState::Running { .. } | SlotState::Stopping);
+        has_container && self.order.is_none() && self.accepted.is_none()
+    }
+
     pub(super) const fn is_refused(&self) -> bool {
         matches!(self.state, SlotState::Refused(_))
     }
@@ -438,9 +467,11 @@ impl Slot {
         self.accepted.iter().flat_map(|(_, ports)| ports)
     }
 
-    pub(super) fn report(&self) -> (Phase, Option<Reason>) {
+    /// `complete`: what has no order is to go; else its order may only have been lost.
+    pub(super) fn report(&self, complete: bool) -> (Phase, Option<Reason>) {
         let ended = self.outcome.as_ref();
         match (&self.state, &self.order) {
+            (SlotState::Running { .. }, None) if !complete => (Phase::Running, None),
             (SlotState::Stopping, None) | (SlotState::Running { .. } | SlotState::Ended(_), None) => {
                 (Phase::Stopping, None)
             }
@@ -463,9 +494,9 @@ impl Slot {
         }
     }
 
-    pub(super) fn status(&self, instance: InstanceId, floor: &Version) -> Option<InstanceStatus> {
+    pub(super) fn status(&self, instance: InstanceId, floor: &Version, complete: bool) -> Option<InstanceStatus> {
         let version = self.order.as_ref().map_or(floor, |order| &order.version).clone();
-        let (phase, reason) = self.report();
+        let (phase, reason) = self.report(complete);
         let mut status = InstanceStatus::new(instance, version, phase);
         status.reason = reason;
         status.restarts = self.restarts;

@@ -19,11 +19,15 @@ use std::collections::BTreeMap;
 impl World {
     /// After every event of a daemon: reservations never exceed what is there.
     pub fn watch(&mut self, who: Who) {
+        if let Who::Node(index) = who {
+            let daemon = &mut self.nodes[index].daemon;
+            daemon.complete |= daemon.tier.as_ref().is_some_and(|tier| tier.engine().is_complete());
+        }
         let Who::Cluster(index) = who else { return };
         let host = &mut self.clusters[index];
         let now = host.daemon.now(self.t);
         let Some(tier) = &host.daemon.tier else { return };
-        host.daemon.complete |= tier.children().is_complete();
+        host.daemon.complete |= tier.children().is_settled();
         let mut over = Vec::new();
         for child in tier.children().orchestrator().children(now) {
             let offers = &child.profile.offers;

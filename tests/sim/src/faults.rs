@@ -25,6 +25,8 @@ pub enum Fault {
     Jump(Who, i64),
     /// A cluster's store is lost.
     LostStore(usize),
+    /// The store of a node engine is lost; what it runs goes on.
+    LostNodeStore(usize),
     /// A node asks its cluster, which does not know it, to take it up again.
     Rejoin(usize),
     /// All faults end.
@@ -57,6 +59,7 @@ impl World {
             1 => Fault::Crash(Who::Cluster(cluster), self.rng.random_range(100..20_000)),
             2 => Fault::Crash(Who::Node(node), self.rng.random_range(100..1_500)),
             3 => Fault::Partition(vec![cluster], [true, true], self.rng.random_range(100..60_000)),
+            4 if self.plan.seed % 7 == 3 => Fault::LostNodeStore(node),
             4 => Fault::Cut(self.rng.random_range(0..self.links.len())),
             5 => Fault::Jump(self.any_daemon(), self.rng.random_range(-100_000_000..100_000_000)),
             _ => Fault::Partition(
@@ -102,6 +105,7 @@ impl World {
                 Fault::Partition(links, [true, true], self.rng.random_range(500..80_000))
             }
             12 if self.plan.seed.is_multiple_of(5) => Fault::LostStore(self.rng.random_range(0..self.clusters.len())),
+            13 if self.plan.seed % 7 == 3 => Fault::LostNodeStore(node),
             _ => Fault::Crash(Who::Node(node), self.rng.random_range(100..8_000)),
         }
     }
@@ -111,12 +115,10 @@ impl World {
         self.log.line(self.t, format_args!("fault {fault:?}"));
         match fault {
             Fault::Crash(who, down_ms) => {
-                if let Who::Node(index) = who {
-                    // The limit of at-most-one: an engine must be up again within its fence, and stay up for a while.
-                    if self.t < self.nodes[index].crashed_at + 25_000 {
-                        return;
-                    }
-                    self.nodes[index].crashed_at = self.t;
+                if let Who::Node(index) = who
+                    && !self.may_crash(index)
+                {
+                    return;
                 }
                 self.crash(who);
                 self.push(self.t + down_ms, Ev::Start(who));
@@ -170,6 +172,7 @@ impl World {
                 Who::Node(index) => self.nodes[index].daemon.jump(by_ms),
             },
             Fault::LostStore(index) => self.lose_store(index),
+            Fault::LostNodeStore(index) => self.lose_node_store(index),
             Fault::Rejoin(node) => self.rejoin(node),
             Fault::Calm => self.calm(),
         }
@@ -213,6 +216,28 @@ impl World {
             // What was retransmitted arrives in order if the connection still stands.
             self.push(self.t + 1 + index as u64, Ev::Frame(link, connection, direction, bytes));
         }
+    }
+
+    /// The limit of at-most-one: an engine must be up again within its fence, and stay up for a while.
+    fn may_crash(&mut self, node: usize) -> bool {
+        let is_long_ago = self.t >= self.nodes[node].crashed_at + 25_000;
+        if is_long_ago {
+            self.nodes[node].crashed_at = self.t;
+        }
+        is_long_ago
+    }
+
+    fn lose_node_store(&mut self, index: usize) {
+        if !self.may_crash(index) || !self.is_up(Who::Node(index)) {
+            return;
+        }
+        self.crash(Who::Node(index));
+        self.lost_stores += 1;
+        let daemon = &mut self.nodes[index].daemon;
+        daemon.disk.wipe();
+        daemon.complete = false;
+        let back = self.t + self.rng.random_range(100..1_500);
+        self.push(back, Ev::Start(Who::Node(index)));
     }
 
     fn lose_store(&mut self, index: usize) {

@@ -180,7 +180,7 @@ pub struct World {
     pub links: Vec<Link>,
     /// What users want and were told.
     pub users: crate::work::Users,
-    /// How many stores of clusters were lost.
+    /// How many stores were lost, of clusters and nodes.
     pub lost_stores: u32,
     /// What was found wrong.
     pub violations: Vec<Violation>,
