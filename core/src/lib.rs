@@ -14,6 +14,7 @@
 //! - [`rollout`]: which instances a service should have, and which may change now
 //! - [`tier`]: what every tier is to the shell around it: events in, writes and acts out
 //! - [`engine`]: desired and observed state of a tier that runs instances itself (node engine)
+//! - [`overlay`]: addresses of endpoints and services, and the tables that join nodes
 //! - [`planted`]: bugs for the simulation to find; inert without a feature
 //!
 //! Invariants: ids are 24 lowercase hex digits; quantities carry their unit in the name; planning twice changes nothing.
@@ -26,6 +27,7 @@ pub mod labels;
 pub mod lifecycle;
 pub mod liveness;
 pub mod orchestrator;
+pub mod overlay;
 pub mod placement;
 pub mod planted;
 pub mod ports;

@@ -6,6 +6,7 @@ use crate::time::Timestamp;
 use crate::version::Version;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::IpAddr;
 
 /// Where an instance is in its life, for people and for the tier above. The table of moves is in [`crate::lifecycle`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -130,6 +131,9 @@ pub struct InstanceStatus {
     pub ports: Vec<PortMapping>,
     /// Digest of the manifest that runs.
     pub image_digest: Option<String>,
+    /// Its endpoint addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 impl InstanceStatus {
@@ -149,6 +153,7 @@ impl InstanceStatus {
             node_address: None,
             ports: Vec::new(),
             image_digest: None,
+            addresses: Vec::new(),
         }
     }
 }

@@ -71,6 +71,7 @@ fn unknown_member(session: u32) -> wire::Frame {
             code: UNKNOWN_MEMBER.to_owned(),
             message: "there is no such member here".to_owned(),
         })),
+        ..wire::Frame::default()
     }
 }
 

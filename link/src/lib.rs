@@ -47,6 +47,7 @@ impl Outbox {
             session: self.session,
             seq: self.seq,
             body: Some(body),
+            ..wire::Frame::default()
         }
     }
 }

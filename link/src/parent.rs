@@ -191,6 +191,7 @@ impl ParentEnd {
                 session: frame.session,
                 seq: u64::MAX,
                 body: Some(Body::Reset(reset)),
+                ..wire::Frame::default()
             }));
             return out;
         }
@@ -252,6 +253,7 @@ impl ParentEnd {
                 session,
                 seq: u64::MAX,
                 body: Some(Body::Reset(reset)),
+                ..wire::Frame::default()
             }));
             return;
         }

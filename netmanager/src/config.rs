@@ -1,6 +1,6 @@
 //! The daemon's settings: one table, one typed view.
 
-use crate::range::{EndpointRange, ParseRangeError};
+use roble_core::overlay::block::{Block, ParseBlockError};
 use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, Setting, Spec, state_dir};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub struct NetConfig {
     /// Socket of the local API.
     pub socket: PathBuf,
     /// This node's block of addresses.
-    pub endpoint_range: EndpointRange,
+    pub endpoint_range: Block,
     /// Name of this node in logs.
     pub node_name: String,
     /// How often everything is looked at again.
@@ -55,8 +55,8 @@ impl NetConfig {
     /// The typed view of `config`.
     ///
     /// # Errors
-    /// [`ParseRangeError`].
-    pub fn build(config: &Config) -> Result<Self, ParseRangeError> {
+    /// [`ParseBlockError`].
+    pub fn build(config: &Config) -> Result<Self, ParseBlockError> {
         Ok(Self {
             state_dir: config.path("state_dir").into(),
             socket: config.path("socket").into(),
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
     use roble_daemon::config::{Inputs, Outcome, parse};
 
-    fn build(args: &[&str]) -> Result<NetConfig, ParseRangeError> {
+    fn build(args: &[&str]) -> Result<NetConfig, ParseBlockError> {
         match parse(&SPEC, &Inputs::default().args(args.iter().copied())) {
             Ok(Outcome::Run(config)) => NetConfig::build(&config),
             other => panic!("{other:?}"),

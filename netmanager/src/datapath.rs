@@ -13,8 +13,8 @@ pub mod nft;
 pub mod sockets;
 pub mod sysctl;
 
-use crate::range::EndpointRange;
 use async_trait::async_trait;
+use roble_core::overlay::block::Block;
 use roble_core::ports::{PortMapping, Protocol};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -84,7 +84,7 @@ impl Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatapathConfig {
     /// The node's block of endpoint addresses.
-    pub range: EndpointRange,
+    pub range: Block,
     /// Attached containers; links, namespaces, addresses and published ports are each unique.
     pub endpoints: Vec<Endpoint>,
     /// Addresses given up lately: tracked flows to them are forgotten.

@@ -3,7 +3,6 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`config`] | the daemon's settings |
-//! | [`range`] | the node's block of endpoint addresses |
 //! | [`state`] | attachments, addresses and ports as data, without I/O |
 //! | [`service`] | the one owner of the state: writes it, then brings the datapath to it |
 //! | [`datapath`] | the seam to the kernel, real and in memory |
@@ -19,6 +18,5 @@ pub mod api;
 pub mod config;
 pub mod datapath;
 pub mod metrics;
-pub mod range;
 pub mod service;
 pub mod state;

@@ -5,8 +5,8 @@
 
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LinkName};
 use crate::metrics::NetMetrics;
-use crate::range::EndpointRange;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
+use roble_core::overlay::block::Block;
 use roble_core::ports::Protocol;
 use roble_daemon::clock::Clock;
 use roble_daemon::failpoint;
@@ -44,7 +44,7 @@ pub enum OpenError {
         /// Its address.
         address: std::net::Ipv4Addr,
         /// The range now asked for.
-        range: EndpointRange,
+        range: Block,
     },
     /// A damaged state file could not be set aside.
     #[error("set damaged {path} aside")]
@@ -99,7 +99,7 @@ impl NetError {
 
 /// The attachments of one node.
 pub struct NetService {
-    range: EndpointRange,
+    range: Block,
     path: PathBuf,
     boot_id: String,
     clock: Arc<dyn Clock>,
@@ -116,7 +116,7 @@ impl NetService {
     /// [`OpenError`].
     pub fn open(
         folder: &Path,
-        range: EndpointRange,
+        range: Block,
         datapath: Arc<dyn Datapath>,
         clock: Arc<dyn Clock>,
         metrics: NetMetrics,

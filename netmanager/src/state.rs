@@ -6,7 +6,7 @@
 //! An address is given in this order: the one the container holds, the one it held before (also after a reboot), one that
 //! nobody held, the one released longest ago. A released address rests for [`QUARANTINE`] before another container gets it.
 
-use crate::range::EndpointRange;
+use roble_core::overlay::block::Block;
 use roble_core::ports::{PortMapping, Protocol};
 use roble_proto::local_net::{Attach, Attached};
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,7 @@ pub enum RefusedAttach {
     #[error("no free address in {range}: {held} held, {resting} resting after release")]
     NoAddress {
         /// The node's range.
-        range: EndpointRange,
+        range: Block,
         /// Addresses of attached containers.
         held: usize,
         /// Addresses in quarantine.
@@ -118,7 +118,7 @@ impl State {
     /// [`RefusedAttach`].
     pub fn attach(
         &mut self,
-        range: &EndpointRange,
+        range: &Block,
         container: &str,
         wish: &Attach,
         now: &Instant,
@@ -204,7 +204,7 @@ impl State {
             .collect()
     }
 
-    fn choose_address(&self, range: &EndpointRange, container: &str, now: &Instant) -> Result<Ipv4Addr, RefusedAttach> {
+    fn choose_address(&self, range: &Block, container: &str, now: &Instant) -> Result<Ipv4Addr, RefusedAttach> {
         let held: BTreeSet<_> = self.attachments.values().map(|attachment| attachment.address).collect();
         let own = self.former.iter().find(|(address, former)| {
             former.container == container && range.contains(**address) && !held.contains(*address)
@@ -240,6 +240,7 @@ fn describe(container: &str, attachment: &Attachment) -> Attached {
         container: container.into(),
         netns: attachment.netns.clone(),
         address: attachment.address.into(),
+        address_v6: None,
         ports: attachment.ports.clone(),
     }
 }

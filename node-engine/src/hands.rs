@@ -1,7 +1,7 @@
 //! Carries out what the tier asks for: containers and their network, messages, streams. Every operation is a task of its
 //! own and comes back as an event; the tier allows one at a time for each instance.
 
-use crate::network::{Attach, Network, NetworkError, netns};
+use crate::network::{Attach, Network, NetworkError, Tenant, netns};
 use crate::runtime::{
     ContainerState, ExitReason, ImageRequest, LogRequest, RunOrder, Runtime, RuntimeError, SandboxFiles,
 };
@@ -117,6 +117,12 @@ impl Worker {
         let wish = Attach {
             netns: path.clone(),
             ports: order.spec.ports.clone(),
+            instance: Some(Tenant {
+                instance,
+                application: order.spec.application,
+                organization: order.spec.organization,
+                path: order.spec.path.clone(),
+            }),
         };
         let image = async {
             let request = ImageRequest::of(&order.spec);

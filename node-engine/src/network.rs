@@ -13,7 +13,7 @@ pub mod netns;
 pub mod suite;
 
 use async_trait::async_trait;
-pub use roble_proto::local_net::{Attach, Attached};
+pub use roble_proto::local_net::{Attach, Attached, Tenant};
 use std::io;
 use std::path::PathBuf;
 

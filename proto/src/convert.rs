@@ -11,6 +11,7 @@ use roble_core::spec::{Assignment, Constraints, InstanceSpec, RestartPolicy, Sec
 use roble_core::status::{InstanceStatus, Phase, Reason};
 use roble_core::time::Timestamp;
 use roble_core::version::{Epochs, Generation, Version};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Why a message could not be understood. The message is counted and dropped.
@@ -53,6 +54,17 @@ fn labels(pairs: Vec<wire::Pair>) -> Labels {
 
 fn ports(texts: &[String]) -> Result<Vec<PortMapping>, ParsePortError> {
     texts.iter().map(|text| text.parse()).collect()
+}
+
+pub(crate) fn address<T: std::str::FromStr>(field: &'static str, text: &str) -> Result<T, DecodeError> {
+    text.parse().map_err(|_| DecodeError::Invalid {
+        field,
+        value: text.chars().take(64).collect(),
+    })
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, DecodeError> {
+    texts.iter().map(|text| address("addresses", text)).collect()
 }
 
 fn word<T: serde::de::DeserializeOwned>(field: &'static str, value: &str) -> Result<T, DecodeError> {
@@ -243,6 +255,7 @@ pub fn encode_status(status: &InstanceStatus) -> Vec<u8> {
         node_address: status.node_address.clone(),
         ports: status.ports.iter().map(ToString::to_string).collect(),
         image_digest: status.image_digest.clone(),
+        addresses: status.addresses.iter().map(ToString::to_string).collect(),
     }
     .encode_to_vec()
 }
@@ -271,5 +284,6 @@ pub fn decode_status(key: &str, value: &[u8]) -> Result<InstanceStatus, DecodeEr
         node_address: message.node_address,
         ports: ports(&message.ports)?,
         image_digest: message.image_digest,
+        addresses: addresses(&message.addresses)?,
     })
 }

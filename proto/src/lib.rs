@@ -5,5 +5,6 @@ pub mod convert;
 pub mod limits;
 pub mod local_net;
 pub mod rest;
+pub mod rows;
 pub mod topics;
 pub mod wire;

@@ -3,6 +3,7 @@
 //! `PUT /v1/attachments/{container}` with [`Attach`] answers [`Attached`] and may be repeated; `DELETE` of the same path
 //! removes whatever is left of it and may be repeated; `GET /v1/attachments` lists [`Attached`]. Errors are [`LocalError`].
 
+use roble_core::ids::{ApplicationId, InstanceId, OrganizationId};
 use roble_core::ports::PortMapping;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -16,6 +17,23 @@ pub struct Attach {
     pub netns: PathBuf,
     /// Ports of the node that lead to it.
     pub ports: Vec<PortMapping>,
+    /// Which instance it is; without one it has no part in services and names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Tenant>,
+}
+
+/// The instance that a container is, and whose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Its application.
+    pub application: ApplicationId,
+    /// Its owner.
+    pub organization: OrganizationId,
+    /// `application/service`, for people and for the search domain.
+    pub path: String,
 }
 
 /// An attached container.
@@ -27,6 +45,9 @@ pub struct Attached {
     pub netns: PathBuf,
     /// Its endpoint address, reachable from the node.
     pub address: IpAddr,
+    /// Its IPv6 endpoint address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_v6: Option<IpAddr>,
     /// Ports really published.
     pub ports: Vec<PortMapping>,
 }

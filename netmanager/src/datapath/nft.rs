@@ -8,7 +8,7 @@
 //! - interfaces on which we had to turn on forwarding forward to and from containers only
 
 use super::{DatapathError, Endpoint, LINK_PREFIX};
-use crate::range::EndpointRange;
+use roble_core::overlay::block::Block;
 use std::fmt::Write as _;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
@@ -19,7 +19,7 @@ pub const TABLE: &str = "inet roble";
 /// Text that replaces our table by the rules for `endpoints` in one transaction.
 ///
 /// `opened`: interfaces that forward only because we said so.
-pub fn render(range: &EndpointRange, endpoints: &[&Endpoint], opened: &[String]) -> String {
+pub fn render(range: &Block, endpoints: &[&Endpoint], opened: &[String]) -> String {
     let mut published = Vec::new();
     for endpoint in endpoints {
         for port in &endpoint.ports {

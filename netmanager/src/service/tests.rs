@@ -36,6 +36,7 @@ fn wish(netns: &str, ports: &str) -> Attach {
     Attach {
         netns: format!("/run/netns/{netns}").into(),
         ports: PortMapping::parse_list(ports).unwrap(),
+        instance: None,
     }
 }
 

@@ -8,7 +8,7 @@ fn at(boot_ms: u64) -> Instant {
     }
 }
 
-fn range() -> EndpointRange {
+fn range() -> Block {
     "10.18.0.0/29".parse().unwrap()
 }
 
@@ -16,6 +16,7 @@ fn wish(netns: &str, ports: &str) -> Attach {
     Attach {
         netns: format!("/run/netns/{netns}").into(),
         ports: PortMapping::parse_list(ports).unwrap(),
+        instance: None,
     }
 }
 
@@ -107,6 +108,7 @@ fn nonsense_is_refused() {
     let relative = Attach {
         netns: "netns/a".into(),
         ports: vec![],
+        instance: None,
     };
     assert!(matches!(
         state.attach(&range(), "a", &relative, &at(0)),

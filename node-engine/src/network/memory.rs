@@ -113,6 +113,7 @@ impl MemoryState {
             container: container.into(),
             netns: wish.netns.clone(),
             address,
+            address_v6: None,
             ports: wish.ports.clone(),
         };
         self.attached.insert(container.into(), attached.clone());
@@ -185,6 +186,7 @@ mod tests {
         let wish = |netns: &str| Attach {
             netns: netns.into(),
             ports: vec![],
+            instance: None,
         };
         network.attach("a", &wish("/a")).await.unwrap();
         assert_eq!(network.attach("b", &wish("/b")).await.unwrap_err().code(), "no-address");

@@ -18,6 +18,7 @@ fn wish(netns: &Path, ports: &str) -> Attach {
     Attach {
         netns: netns.into(),
         ports: PortMapping::parse_list(ports).expect("ports of the suite"),
+        instance: None,
     }
 }
 

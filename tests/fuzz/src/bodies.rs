@@ -143,7 +143,16 @@ fn frame_up(data: &[u8]) {
     };
     let session = 77;
     for (seq, body) in [(1, Some(frame::Body::Hello(hello))), (2, frame.body)] {
-        children.receive(child(), wire::Frame { session, seq, body }, now(2));
+        children.receive(
+            child(),
+            wire::Frame {
+                session,
+                seq,
+                body,
+                ..Default::default()
+            },
+            now(2),
+        );
         for output in children.settle(now(3)) {
             if let ChildrenOutput::Send(_, frame) = output {
                 read_frame(&frame.encode_to_vec()).expect("what is sent can be read");
@@ -176,7 +185,16 @@ fn frame_down(data: &[u8]) {
         ..wire::Welcome::default()
     };
     for (seq, body) in [(1, Some(frame::Body::Welcome(welcome))), (2, given.body)] {
-        let mut outputs = end.receive(wire::Frame { session, seq, body }, &Everything, now(3));
+        let mut outputs = end.receive(
+            wire::Frame {
+                session,
+                seq,
+                body,
+                ..Default::default()
+            },
+            &Everything,
+            now(3),
+        );
         outputs.extend(end.flush(&Everything));
         outputs.extend(end.tick(now(10), &mut rng));
         for output in outputs {

@@ -123,6 +123,7 @@ fn status() -> Vec<u8> {
         node_address: Some("192.0.2.1".to_owned()),
         ports: vec!["18080:80".to_owned()],
         image_digest: Some(format!("sha256:{}", "ab".repeat(32))),
+        addresses: vec!["10.18.0.2".to_owned(), "fc00::a12:2".to_owned()],
     }
     .encode_to_vec()
 }
@@ -285,6 +286,7 @@ fn frames() -> Samples {
         session: 77,
         seq: 2,
         body: Some(body),
+        ..Default::default()
     };
     let mut samples: Samples = bodies
         .map(|(name, body)| (name, frame(body).encode_to_vec()))

@@ -1,14 +1,14 @@
-//! The block of endpoint addresses that belongs to this node.
+//! A block of endpoint addresses, as one node or one cluster has it.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-/// Why a text is not an endpoint range.
+/// Why a text is not a block of addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not an endpoint range: an IPv4 network such as 10.18.0.0/26, prefix 8 to 30, expected")]
-pub struct ParseRangeError {
+#[error("`{text}` is not a block of addresses: an IPv4 network such as 10.18.0.0/26, prefix 8 to 30, expected")]
+pub struct ParseBlockError {
     /// What was refused, cut at 64 characters.
     pub text: String,
 }
@@ -16,12 +16,55 @@ pub struct ParseRangeError {
 /// An IPv4 block: its first host is the node's side of every link, all others but the broadcast may be given away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct EndpointRange {
+pub struct Block {
     network: Ipv4Addr,
     prefix: u8,
 }
 
-impl EndpointRange {
+impl Block {
+    /// The block of 2^(32 - `prefix`) addresses around `address`.
+    pub const fn new(address: Ipv4Addr, prefix: u8) -> Self {
+        let mask = u32::MAX << (32 - prefix as u32);
+        Self {
+            network: Ipv4Addr::from_bits(address.to_bits() & mask),
+            prefix,
+        }
+    }
+
+    /// Its first address.
+    pub const fn network(&self) -> Ipv4Addr {
+        self.network
+    }
+
+    /// How many leading bits its addresses have in common.
+    pub const fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// Its last address.
+    pub const fn last(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.network.to_bits() | !(u32::MAX << (32 - self.prefix as u32)))
+    }
+
+    /// Whether `address` lies in it, be it given to containers or not.
+    pub fn spans(&self, address: Ipv4Addr) -> bool {
+        (self.network..=self.last()).contains(&address)
+    }
+
+    /// The blocks of `prefix` bits in it, lowest first; none if it is smaller.
+    pub fn parts(&self, prefix: u8) -> impl Iterator<Item = Self> + use<> {
+        let (first, last) = (u64::from(self.network.to_bits()), u64::from(self.last().to_bits()));
+        let size = if prefix >= self.prefix && prefix <= 32 {
+            1_u64 << (32 - prefix)
+        } else {
+            u64::MAX
+        };
+        (first..=last)
+            .step_by(usize::try_from(size).unwrap_or(usize::MAX))
+            .filter(move |_| size != u64::MAX)
+            .map(move |network| Self::new(Ipv4Addr::from_bits(network as u32), prefix))
+    }
+
     /// The node's own address in the block: the gateway of all containers.
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.network) + 1)
@@ -48,11 +91,11 @@ impl EndpointRange {
     }
 }
 
-impl FromStr for EndpointRange {
-    type Err = ParseRangeError;
+impl FromStr for Block {
+    type Err = ParseBlockError;
 
-    fn from_str(text: &str) -> Result<Self, ParseRangeError> {
-        let error = || ParseRangeError {
+    fn from_str(text: &str) -> Result<Self, ParseBlockError> {
+        let error = || ParseBlockError {
             text: text.chars().take(64).collect(),
         };
         let (network, prefix) = text.split_once('/').ok_or_else(error)?;
@@ -67,21 +110,21 @@ impl FromStr for EndpointRange {
     }
 }
 
-impl fmt::Display for EndpointRange {
+impl fmt::Display for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.network, self.prefix)
     }
 }
 
-impl TryFrom<String> for EndpointRange {
-    type Error = ParseRangeError;
-    fn try_from(text: String) -> Result<Self, ParseRangeError> {
+impl TryFrom<String> for Block {
+    type Error = ParseBlockError;
+    fn try_from(text: String) -> Result<Self, ParseBlockError> {
         text.parse()
     }
 }
 
-impl From<EndpointRange> for String {
-    fn from(range: EndpointRange) -> String {
+impl From<Block> for String {
+    fn from(range: Block) -> String {
         range.to_string()
     }
 }
@@ -92,7 +135,7 @@ mod tests {
 
     #[test]
     fn network_gateway_and_broadcast_are_never_given() {
-        let range: EndpointRange = "10.18.0.0/29".parse().unwrap();
+        let range: Block = "10.18.0.0/29".parse().unwrap();
         assert_eq!(range.gateway(), Ipv4Addr::new(10, 18, 0, 1));
         let all: Vec<_> = range.addresses().map(|address| address.octets()[3]).collect();
         assert_eq!(all, [2, 3, 4, 5, 6]);
@@ -114,7 +157,7 @@ mod tests {
             "224.0.0.0/24",
             "::/64",
         ] {
-            assert!(text.parse::<EndpointRange>().is_err(), "{text}");
+            assert!(text.parse::<Block>().is_err(), "{text}");
         }
     }
 }

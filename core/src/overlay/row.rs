@@ -1,0 +1,272 @@
+//! What the tables say.
+
+use super::block::Block;
+use super::plan::Plan;
+use crate::ids::{ApplicationId, ClusterId, InstanceId, NodeId, OrganizationId, ParseIdError, ServiceId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// How a service address chooses among the instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Policy {
+    /// Each new flow of a caller goes to the next one.
+    RoundRobin,
+    /// The nearest by round-trip time.
+    Closest,
+    /// The one with the fewest flows.
+    LeastUsed,
+    /// Always this number, wherever it runs.
+    Instance(u32),
+}
+
+/// A text is not a [`Policy`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a policy: round-robin, closest, least-used or the number of an instance expected")]
+pub struct ParsePolicyError(pub String);
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RoundRobin => f.pad("round-robin"),
+            Self::Closest => f.pad("closest"),
+            Self::LeastUsed => f.pad("least-used"),
+            Self::Instance(number) => fmt::Display::fmt(number, f),
+        }
+    }
+}
+
+impl FromStr for Policy {
+    type Err = ParsePolicyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "round-robin" => Ok(Self::RoundRobin),
+            "closest" => Ok(Self::Closest),
+            "least-used" => Ok(Self::LeastUsed),
+            number => match number.parse() {
+                Ok(instance) if !number.starts_with('+') => Ok(Self::Instance(instance)),
+                _ => Err(ParsePolicyError(text.chars().take(64).collect())),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for Policy {
+    type Error = ParsePolicyError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Policy> for String {
+    fn from(policy: Policy) -> String {
+        policy.to_string()
+    }
+}
+
+/// A service and its addresses. Written by the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRow {
+    /// Which service.
+    pub service: ServiceId,
+    /// Owner.
+    pub organization: OrganizationId,
+    /// The application it belongs to.
+    pub application: ApplicationId,
+    /// `application/service`.
+    pub path: String,
+    /// IPv4 addresses given so far.
+    pub v4: BTreeMap<Policy, Ipv4Addr>,
+    /// IPv6 addresses that its owner asked for, beside those that follow from its id ([`Plan::service_v6`]).
+    pub v6: BTreeMap<Policy, Ipv6Addr>,
+}
+
+impl ServiceRow {
+    /// Every address of the service under `policy`.
+    pub fn addresses(&self, plan: &Plan, policy: Policy) -> impl Iterator<Item = IpAddr> + '_ {
+        let own = plan.service_v6(policy, self.service).map(IpAddr::V6);
+        let v4 = self.v4.get(&policy).copied().map(IpAddr::V4);
+        v4.into_iter()
+            .chain(own)
+            .chain(self.v6.get(&policy).copied().map(IpAddr::V6))
+    }
+
+    /// The labels of its name below the domain, e.g. `web.shop` for `shop/web`.
+    pub fn name(&self) -> String {
+        match self.path.split_once('/') {
+            Some((application, service)) => format!("{service}.{application}"),
+            None => self.path.clone(),
+        }
+    }
+}
+
+/// Where an instance is. Written by the cluster that runs it; it is there while the instance is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRow {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// The application it belongs to.
+    pub application: ApplicationId,
+    /// The node that runs it.
+    pub node: NodeId,
+    /// Its endpoint address.
+    pub v4: Ipv4Addr,
+    /// Its endpoint address.
+    pub v6: Ipv6Addr,
+    /// It may get new flows.
+    pub ready: bool,
+}
+
+/// How a node is reached by other nodes. Written by its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Which node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Address at which its tunnel is reached inside its site.
+    pub address: Option<IpAddr>,
+    /// Its endpoint addresses.
+    pub block: Block,
+}
+
+/// One row of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Row {
+    /// The tree's ranges.
+    Plan(Plan),
+    /// The reader's own block of endpoint addresses.
+    Block(Block),
+    /// A service.
+    Service(ServiceRow),
+    /// An instance.
+    Instance(InstanceRow),
+    /// A node.
+    Node(NodeRow),
+}
+
+/// What a row is about: its key on the link and in the stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum RowKey {
+    /// The one plan.
+    Plan,
+    /// A block leased to the reader, by its first address.
+    Block(Ipv4Addr),
+    /// A service.
+    Service(ServiceId),
+    /// An instance.
+    Instance(InstanceId),
+    /// A node.
+    Node(NodeId),
+}
+
+/// A text is not a [`RowKey`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not the key of a row")]
+pub struct ParseRowKeyError {
+    /// What was given, cut at 64 characters.
+    pub text: String,
+    /// What is wrong with the id in it.
+    #[source]
+    pub source: Option<ParseIdError>,
+}
+
+impl fmt::Display for RowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plan => f.write_str("p"),
+            Self::Block(first) => write!(f, "b-{first}"),
+            Self::Service(id) => write!(f, "s-{id}"),
+            Self::Instance(id) => write!(f, "i-{id}"),
+            Self::Node(id) => write!(f, "n-{id}"),
+        }
+    }
+}
+
+impl FromStr for RowKey {
+    type Err = ParseRowKeyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = |source| ParseRowKeyError {
+            text: text.chars().take(64).collect(),
+            source,
+        };
+        if text == "p" {
+            return Ok(Self::Plan);
+        }
+        let (kind, rest) = text.split_once('-').ok_or_else(|| error(None))?;
+        match kind {
+            "b" => rest.parse().map(Self::Block).map_err(|_| error(None)),
+            "s" => rest.parse().map(Self::Service).map_err(|source| error(Some(source))),
+            "i" => rest.parse().map(Self::Instance).map_err(|source| error(Some(source))),
+            "n" => rest.parse().map(Self::Node).map_err(|source| error(Some(source))),
+            _ => Err(error(None)),
+        }
+    }
+}
+
+impl TryFrom<String> for RowKey {
+    type Error = ParseRowKeyError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<RowKey> for String {
+    fn from(key: RowKey) -> String {
+        key.to_string()
+    }
+}
+
+impl Row {
+    /// What it is about.
+    pub const fn key(&self) -> RowKey {
+        match self {
+            Self::Plan(_) => RowKey::Plan,
+            Self::Block(block) => RowKey::Block(block.network()),
+            Self::Service(row) => RowKey::Service(row.service),
+            Self::Instance(row) => RowKey::Instance(row.instance),
+            Self::Node(row) => RowKey::Node(row.node),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_policies_read_back_what_they_wrote() {
+        let service: ServiceId = "0123456789abcdef01234567".parse().unwrap();
+        let keys = [
+            RowKey::Plan,
+            RowKey::Block([10, 18, 0, 64].into()),
+            RowKey::Service(service),
+            RowKey::Instance(InstanceId { service, number: 3 }),
+            RowKey::Node(NodeId(service.0)),
+        ];
+        for key in keys {
+            assert_eq!(key.to_string().parse::<RowKey>().unwrap(), key);
+        }
+        for bad in ["", "x-1", "s-", "i-0123456789abcdef01234567", "b-10.18.0", "p-"] {
+            assert!(bad.parse::<RowKey>().is_err(), "{bad}");
+        }
+        for policy in [
+            Policy::RoundRobin,
+            Policy::Closest,
+            Policy::LeastUsed,
+            Policy::Instance(7),
+        ] {
+            assert_eq!(policy.to_string().parse::<Policy>().unwrap(), policy);
+        }
+        for bad in ["", "rr", "+1", "-1", "4294967296"] {
+            assert!(bad.parse::<Policy>().is_err(), "{bad}");
+        }
+    }
+}

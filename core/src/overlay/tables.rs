@@ -1,0 +1,237 @@
+//! A tier's tables: rows from the parent, of its own and from its children, and what each child is told of them. Root and
+//! cluster have the same; only where rows come from differs.
+//!
+//! A child is told of the applications that it was given something of: their services and instances, the nodes that these
+//! are on, and the plan. Rows that a child itself wrote are not told back to it.
+
+use super::row::{Row, RowKey};
+use crate::ids::{ApplicationId, ChildId, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Who wrote a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Writer {
+    /// The tier above.
+    Parent,
+    /// This tier.
+    Own,
+    /// A tier below.
+    Child(ChildId),
+}
+
+/// A change to be passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// What this child is told of the row changed: send [`Tables::row_for`], or its absence.
+    Tell(ChildId, RowKey),
+    /// What the parent is told of the row changed: send [`Tables::row_up`], or its absence.
+    TellParent(RowKey),
+}
+
+/// What a child is told of now.
+#[derive(Debug, Clone, Default)]
+struct Reader {
+    wants: BTreeSet<ApplicationId>,
+    told: BTreeSet<RowKey>,
+}
+
+/// The tables. See the module's text.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    rows: BTreeMap<RowKey, (Writer, Row)>,
+    /// Rows of each application: derived.
+    of_application: BTreeMap<ApplicationId, BTreeSet<RowKey>>,
+    /// Instances on each node: derived.
+    on_node: BTreeMap<NodeId, BTreeSet<RowKey>>,
+    readers: BTreeMap<ChildId, Reader>,
+    changes: BTreeSet<Change>,
+}
+
+impl Tables {
+    /// Sets or, with `None`, removes a row as `writer` has it. A row that another writer has is not touched by a removal; one
+    /// that is set belongs to who set it last.
+    pub fn set(&mut self, writer: Writer, key: RowKey, row: Option<Row>) {
+        let before = self.rows.get(&key);
+        match &row {
+            Some(row) if before == Some(&(writer, row.clone())) => return,
+            None if before.is_none_or(|(owner, _)| *owner != writer) => return,
+            _ => {}
+        }
+        let nodes: Vec<NodeId> = [before.map(|(_, row)| row), row.as_ref()]
+            .into_iter()
+            .filter_map(|row| node_of(row?))
+            .collect();
+        self.unlink(key);
+        if let Some(row) = row {
+            self.link(key, &row);
+            self.rows.insert(key, (writer, row));
+        }
+        self.touch(key);
+        for node in nodes {
+            self.touch(RowKey::Node(node));
+        }
+    }
+
+    fn unlink(&mut self, key: RowKey) {
+        let Some((_, row)) = self.rows.remove(&key) else { return };
+        if let Some(application) = application_of(&row)
+            && let Some(keys) = self.of_application.get_mut(&application)
+        {
+            keys.remove(&key);
+        }
+        if let Some(node) = node_of(&row)
+            && let Some(keys) = self.on_node.get_mut(&node)
+        {
+            keys.remove(&key);
+        }
+    }
+
+    fn link(&mut self, key: RowKey, row: &Row) {
+        if let Some(application) = application_of(row) {
+            self.of_application.entry(application).or_default().insert(key);
+        }
+        if let Some(node) = node_of(row) {
+            self.on_node.entry(node).or_default().insert(key);
+        }
+    }
+
+    /// A row, whoever wrote it.
+    pub fn row(&self, key: RowKey) -> Option<&Row> {
+        self.rows.get(&key).map(|(_, row)| row)
+    }
+
+    /// All rows, in order of their keys.
+    pub fn rows(&self) -> impl Iterator<Item = (RowKey, Writer, &Row)> {
+        self.rows.iter().map(|(key, (writer, row))| (*key, *writer, row))
+    }
+
+    /// Rows of an application's services and instances.
+    pub fn of_application(&self, application: ApplicationId) -> impl Iterator<Item = &Row> {
+        let keys = self.of_application.get(&application).into_iter().flatten();
+        keys.filter_map(|key| self.row(*key))
+    }
+
+    /// Keys of the rows that `writer` has.
+    pub fn written_by(&self, writer: Writer) -> Vec<RowKey> {
+        let own = |(key, (owner, _)): (&RowKey, &(Writer, Row))| (*owner == writer).then_some(*key);
+        self.rows.iter().filter_map(own).collect()
+    }
+
+    /// A child is there, and is told of the plan; repeating it changes nothing.
+    pub fn add_child(&mut self, child: ChildId) {
+        if !self.readers.contains_key(&child) {
+            self.readers.insert(child, Reader::default());
+            self.refresh(child, RowKey::Plan);
+        }
+    }
+
+    /// A child is gone for good, and what it wrote with it.
+    pub fn remove_child(&mut self, child: ChildId) {
+        for key in self.written_by(Writer::Child(child)) {
+            self.set(Writer::Child(child), key, None);
+        }
+        self.readers.remove(&child);
+        self.changes
+            .retain(|change| !matches!(change, Change::Tell(to, _) if *to == child));
+    }
+
+    /// A child has something of an application, or no longer.
+    pub fn set_want(&mut self, child: ChildId, application: ApplicationId, is_wanted: bool) {
+        let reader = self.readers.entry(child).or_default();
+        let changed = if is_wanted {
+            reader.wants.insert(application)
+        } else {
+            reader.wants.remove(&application)
+        };
+        if !changed {
+            return;
+        }
+        let keys: Vec<RowKey> = self
+            .of_application
+            .get(&application)
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
+        for key in keys {
+            self.refresh(child, key);
+            if let Some(node) = self.row(key).and_then(node_of) {
+                self.refresh(child, RowKey::Node(node));
+            }
+        }
+    }
+
+    /// What a child is told of a row; `None`: nothing, or no longer.
+    pub fn row_for(&self, child: ChildId, key: RowKey) -> Option<&Row> {
+        let (writer, row) = self.rows.get(&key)?;
+        let reader = self.readers.get(&child)?;
+        let is_wanted = |row: &Row| application_of(row).is_some_and(|application| reader.wants.contains(&application));
+        let is_told = match row {
+            Row::Plan(_) => true,
+            Row::Block(_) => false,
+            Row::Service(_) | Row::Instance(_) => is_wanted(row),
+            Row::Node(node) => {
+                let mut instances = self.on_node.get(&node.node).into_iter().flatten();
+                instances.any(|key| self.row(*key).is_some_and(is_wanted))
+            }
+        };
+        (is_told && *writer != Writer::Child(child)).then_some(row)
+    }
+
+    /// What the parent is told of a row: what was not its own.
+    pub fn row_up(&self, key: RowKey) -> Option<&Row> {
+        let (writer, row) = self.rows.get(&key)?;
+        let is_told = matches!(row, Row::Instance(_) | Row::Node(_)) && *writer != Writer::Parent;
+        is_told.then_some(row)
+    }
+
+    /// What is to be passed on since the last call.
+    pub fn take_changes(&mut self) -> BTreeSet<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn touch(&mut self, key: RowKey) {
+        let children: Vec<ChildId> = self.readers.keys().copied().collect();
+        for child in children {
+            self.refresh(child, key);
+        }
+        if matches!(key, RowKey::Instance(_) | RowKey::Node(_)) {
+            self.changes.insert(Change::TellParent(key));
+        }
+    }
+
+    /// Tells a child of a row if it is told of it now, or was before.
+    fn refresh(&mut self, child: ChildId, key: RowKey) {
+        let is_told = self.row_for(child, key).is_some();
+        let Some(reader) = self.readers.get_mut(&child) else {
+            return;
+        };
+        let was_told = if is_told {
+            !reader.told.insert(key)
+        } else {
+            reader.told.remove(&key)
+        };
+        if is_told || was_told {
+            self.changes.insert(Change::Tell(child, key));
+        }
+    }
+}
+
+const fn application_of(row: &Row) -> Option<ApplicationId> {
+    match row {
+        Row::Service(row) => Some(row.application),
+        Row::Instance(row) => Some(row.application),
+        Row::Plan(_) | Row::Block(_) | Row::Node(_) => None,
+    }
+}
+
+const fn node_of(row: &Row) -> Option<NodeId> {
+    match row {
+        Row::Instance(row) => Some(row.node),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "tables_tests.rs"]
+mod tests;

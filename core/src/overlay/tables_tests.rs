@@ -1,0 +1,187 @@
+use super::super::block::Block;
+use super::super::plan::Plan;
+use super::super::row::{InstanceRow, NodeRow, ServiceRow};
+use super::*;
+use crate::ids::{ClusterId, InstanceId, OrganizationId, RawId, ServiceId};
+use proptest::prelude::*;
+
+const fn raw(kind: u8, number: u8) -> RawId {
+    RawId::from_bytes([kind, number, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+}
+
+fn service(number: u8) -> Row {
+    Row::Service(ServiceRow {
+        service: ServiceId(raw(1, number)),
+        organization: OrganizationId(raw(2, 0)),
+        application: ApplicationId(raw(3, number % 3)),
+        path: format!("app{}/web{number}", number % 3),
+        v4: BTreeMap::new(),
+        v6: BTreeMap::new(),
+    })
+}
+
+fn instance(number: u8, copy: u32, node: u8, ready: bool) -> Row {
+    Row::Instance(InstanceRow {
+        instance: InstanceId {
+            service: ServiceId(raw(1, number)),
+            number: copy,
+        },
+        application: ApplicationId(raw(3, number % 3)),
+        node: NodeId(raw(4, node)),
+        v4: [10, 18, node, 2].into(),
+        v6: Plan::default().endpoint_v6([10, 18, node, 2].into()),
+        ready,
+    })
+}
+
+fn node(number: u8) -> Row {
+    Row::Node(NodeRow {
+        node: NodeId(raw(4, number)),
+        cluster: ClusterId(raw(5, 0)),
+        address: Some([192, 0, 2, number].into()),
+        block: Block::new([10, 18, number, 0].into(), 26),
+    })
+}
+
+fn child(number: u8) -> ChildId {
+    ChildId(raw(6, number))
+}
+
+fn told(tables: &Tables, to: ChildId) -> BTreeSet<RowKey> {
+    tables
+        .rows()
+        .filter(|(key, ..)| tables.row_for(to, *key).is_some())
+        .map(|(key, ..)| key)
+        .collect()
+}
+
+#[test]
+fn a_child_is_told_of_what_it_runs_and_of_the_nodes_that_it_is_on() {
+    let mut tables = Tables::default();
+    tables.set(Writer::Own, RowKey::Plan, Some(Row::Plan(Plan::default())));
+    tables.add_child(child(0));
+    for row in [
+        service(0),
+        service(1),
+        instance(0, 0, 0, true),
+        instance(1, 0, 1, true),
+        node(0),
+        node(1),
+    ] {
+        tables.set(Writer::Own, row.key(), Some(row));
+    }
+    tables.take_changes();
+    assert_eq!(told(&tables, child(0)), BTreeSet::from([RowKey::Plan]));
+    tables.set_want(child(0), ApplicationId(raw(3, 1)), true);
+    let expected = BTreeSet::from([
+        RowKey::Plan,
+        service(1).key(),
+        instance(1, 0, 1, true).key(),
+        node(1).key(),
+    ]);
+    assert_eq!(told(&tables, child(0)), expected);
+    let changes = tables.take_changes();
+    assert!(changes.contains(&Change::Tell(child(0), node(1).key())));
+    tables.set_want(child(0), ApplicationId(raw(3, 1)), false);
+    assert_eq!(told(&tables, child(0)), BTreeSet::from([RowKey::Plan]));
+}
+
+#[test]
+fn rows_go_up_unless_they_came_from_above_and_never_back_to_their_writer() {
+    let mut tables = Tables::default();
+    tables.set_want(child(0), ApplicationId(raw(3, 0)), true);
+    tables.set_want(child(1), ApplicationId(raw(3, 0)), true);
+    let row = instance(0, 0, 0, true);
+    tables.set(Writer::Child(child(0)), row.key(), Some(row.clone()));
+    assert!(tables.row_up(row.key()).is_some());
+    assert!(tables.row_for(child(0), row.key()).is_none() && tables.row_for(child(1), row.key()).is_some());
+    tables.set(Writer::Parent, row.key(), None);
+    assert!(tables.row(row.key()).is_some(), "it is not the parent's to remove");
+    tables.remove_child(child(0));
+    assert!(tables.row(row.key()).is_none());
+    tables.set(Writer::Parent, row.key(), Some(row.clone()));
+    assert!(tables.row_up(row.key()).is_none());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Service(u8, bool),
+    Instance(u8, u32, u8, bool, bool),
+    Node(u8, bool),
+    Want(u8, u8, bool),
+    Remove(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..6_u8, any::<bool>()).prop_map(|(number, is_there)| Step::Service(number, is_there)),
+        (0..6_u8, 0..2_u32, 0..3_u8, any::<bool>(), any::<bool>())
+            .prop_map(|(number, copy, node, ready, is_there)| Step::Instance(number, copy, node, ready, is_there)),
+        (0..3_u8, any::<bool>()).prop_map(|(number, is_there)| Step::Node(number, is_there)),
+        (0..2_u8, 0..3_u8, any::<bool>()).prop_map(|(child, app, is_wanted)| Step::Want(child, app, is_wanted)),
+        (0..2_u8).prop_map(Step::Remove),
+    ]
+}
+
+proptest! {
+    /// Whoever follows the changes has at every instant what the tables say.
+    #[test]
+    fn following_the_changes_is_knowing_the_table(steps in proptest::collection::vec(step(), 0..120)) {
+        let mut tables = Tables::default();
+        let mut followers: BTreeMap<ChildId, BTreeMap<RowKey, Row>> = BTreeMap::new();
+        let mut above: BTreeMap<RowKey, Row> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Service(number, is_there) => {
+                    let row = service(number);
+                    tables.set(Writer::Parent, row.key(), is_there.then_some(row));
+                }
+                Step::Instance(number, copy, on, ready, is_there) => {
+                    let row = instance(number, copy, on, ready);
+                    let writer = if copy == 0 { Writer::Own } else { Writer::Child(child(on % 2)) };
+                    tables.set(writer, row.key(), is_there.then_some(row));
+                }
+                Step::Node(number, is_there) => {
+                    let row = node(number);
+                    tables.set(Writer::Own, row.key(), is_there.then_some(row));
+                }
+                Step::Want(to, app, is_wanted) => {
+                    followers.entry(child(to)).or_default();
+                    tables.add_child(child(to));
+                    tables.set_want(child(to), ApplicationId(raw(3, app)), is_wanted);
+                }
+                Step::Remove(to) => {
+                    tables.remove_child(child(to));
+                    followers.remove(&child(to));
+                }
+            }
+            for change in tables.take_changes() {
+                match change {
+                    Change::Tell(to, key) => {
+                        let follower = followers.entry(to).or_default();
+                        match tables.row_for(to, key) {
+                            Some(row) => drop(follower.insert(key, row.clone())),
+                            None => drop(follower.remove(&key)),
+                        }
+                    }
+                    Change::TellParent(key) => match tables.row_up(key) {
+                        Some(row) => drop(above.insert(key, row.clone())),
+                        None => drop(above.remove(&key)),
+                    },
+                }
+            }
+            for (to, follower) in &followers {
+                let expected: BTreeMap<RowKey, Row> = told(&tables, *to)
+                    .into_iter()
+                    .filter_map(|key| Some((key, tables.row(key)?.clone())))
+                    .collect();
+                prop_assert_eq!(follower, &expected);
+            }
+            let expected: BTreeMap<RowKey, Row> = tables
+                .rows()
+                .filter_map(|(key, ..)| Some((key, tables.row_up(key)?.clone())))
+                .collect();
+            prop_assert_eq!(&above, &expected);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Rows of the overlay's tables on the link.
+
+use crate::convert::{DecodeError, address};
+use crate::wire::{self, table_row};
+use prost::Message;
+use roble_core::overlay::plan::Plan;
+use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, Row, RowKey, ServiceRow};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// Encodes a row as the value of a set item; its key is [`Row::key`].
+pub fn encode_row(row: &Row) -> Vec<u8> {
+    let row = match row {
+        Row::Plan(plan) => table_row::Row::Plan(wire::OverlayPlan {
+            first_endpoint: plan.endpoints.0.to_string(),
+            last_endpoint: plan.endpoints.1.to_string(),
+            endpoints_v6: plan.endpoints_v6.to_string(),
+            services: plan.services.to_string(),
+            services_v6: u32::from(plan.services_v6),
+        }),
+        Row::Block(block) => table_row::Row::Block(block.to_string()),
+        Row::Service(row) => table_row::Row::Service(wire::ServiceRow {
+            organization: row.organization.to_string(),
+            application: row.application.to_string(),
+            path: row.path.clone(),
+            v4: by_policy(&row.v4),
+            v6: by_policy(&row.v6),
+        }),
+        Row::Instance(row) => table_row::Row::Instance(wire::InstanceRow {
+            application: row.application.to_string(),
+            node: row.node.to_string(),
+            v4: row.v4.to_string(),
+            v6: row.v6.to_string(),
+            ready: row.ready,
+        }),
+        Row::Node(row) => table_row::Row::Node(wire::NodeRow {
+            cluster: row.cluster.to_string(),
+            address: row.address.map(|address| address.to_string()).unwrap_or_default(),
+            block: row.block.to_string(),
+        }),
+    };
+    wire::TableRow { row: Some(row) }.encode_to_vec()
+}
+
+fn by_policy<A: Display>(addresses: &BTreeMap<Policy, A>) -> Vec<wire::Pair> {
+    let pair = |(policy, address): (&Policy, &A)| wire::Pair {
+        key: policy.to_string(),
+        value: address.to_string(),
+    };
+    addresses.iter().map(pair).collect()
+}
+
+fn from_policies<A: FromStr>(pairs: &[wire::Pair]) -> Result<BTreeMap<Policy, A>, DecodeError> {
+    let read = |pair: &wire::Pair| Ok((address("policy", &pair.key)?, address("address", &pair.value)?));
+    pairs.iter().map(read).collect()
+}
+
+/// Decodes the value of an item of the net branch.
+///
+/// # Errors
+/// [`DecodeError`] naming the field; also if key and value are of different kinds.
+pub fn decode_row(key: &str, value: &[u8]) -> Result<Row, DecodeError> {
+    let row = wire::TableRow::decode(value)?.row.ok_or(DecodeError::Missing("row"))?;
+    let mismatch = || DecodeError::Invalid {
+        field: "key",
+        value: key.chars().take(64).collect(),
+    };
+    let parsed: RowKey = key.parse().map_err(|_| mismatch())?;
+    let row = match (parsed, row) {
+        (RowKey::Plan, table_row::Row::Plan(plan)) => Row::Plan(Plan {
+            endpoints: (
+                address("first_endpoint", &plan.first_endpoint)?,
+                address("last_endpoint", &plan.last_endpoint)?,
+            ),
+            endpoints_v6: address("endpoints_v6", &plan.endpoints_v6)?,
+            services: address("services", &plan.services)?,
+            services_v6: u16::try_from(plan.services_v6).map_err(|_| DecodeError::Invalid {
+                field: "services_v6",
+                value: plan.services_v6.to_string(),
+            })?,
+        }),
+        (RowKey::Block(_), table_row::Row::Block(block)) => Row::Block(address("block", &block)?),
+        (RowKey::Service(service), table_row::Row::Service(row)) => Row::Service(ServiceRow {
+            service,
+            organization: row.organization.parse()?,
+            application: row.application.parse()?,
+            path: row.path,
+            v4: from_policies(&row.v4)?,
+            v6: from_policies(&row.v6)?,
+        }),
+        (RowKey::Instance(instance), table_row::Row::Instance(row)) => Row::Instance(InstanceRow {
+            instance,
+            application: row.application.parse()?,
+            node: row.node.parse()?,
+            v4: address("v4", &row.v4)?,
+            v6: address("v6", &row.v6)?,
+            ready: row.ready,
+        }),
+        (RowKey::Node(node), table_row::Row::Node(row)) => Row::Node(NodeRow {
+            node,
+            cluster: row.cluster.parse()?,
+            address: (!row.address.is_empty())
+                .then(|| address("address", &row.address))
+                .transpose()?,
+            block: address("block", &row.block)?,
+        }),
+        _ => return Err(mismatch()),
+    };
+    if row.key() == parsed { Ok(row) } else { Err(mismatch()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use roble_core::overlay::block::Block;
+
+    #[test]
+    fn rows_read_back_what_they_wrote_and_only_under_their_own_key() {
+        let id = "0123456789abcdef01234567";
+        let instance: RowKey = format!("i-{id}.3").parse().unwrap();
+        let RowKey::Instance(instance) = instance else { panic!() };
+        let rows = [
+            Row::Plan(Plan::default()),
+            Row::Block("10.18.4.64/26".parse().unwrap()),
+            Row::Service(ServiceRow {
+                service: instance.service,
+                organization: id.parse().unwrap(),
+                application: id.parse().unwrap(),
+                path: "shop/web".to_owned(),
+                v4: BTreeMap::from([
+                    (Policy::RoundRobin, [10, 30, 55, 55].into()),
+                    (Policy::Instance(4), [10, 30, 0, 1].into()),
+                ]),
+                v6: BTreeMap::from([(Policy::Closest, "fdff:1000::7".parse().unwrap())]),
+            }),
+            Row::Instance(InstanceRow {
+                instance,
+                application: id.parse().unwrap(),
+                node: id.parse().unwrap(),
+                v4: [10, 18, 0, 2].into(),
+                v6: "fc00::a12:2".parse().unwrap(),
+                ready: true,
+            }),
+            Row::Node(NodeRow {
+                node: id.parse().unwrap(),
+                cluster: id.parse().unwrap(),
+                address: None,
+                block: Block::new([10, 18, 0, 0].into(), 26),
+            }),
+        ];
+        for row in &rows {
+            let key = row.key().to_string();
+            assert_eq!(&decode_row(&key, &encode_row(row)).unwrap(), row);
+            for other in &rows {
+                let is_own = other.key() == row.key();
+                assert_eq!(decode_row(&key, &encode_row(other)).is_ok(), is_own, "{key} {other:?}");
+            }
+        }
+        assert!(decode_row("p", b"nonsense").is_err());
+    }
+}
