@@ -137,6 +137,7 @@ impl Daemon {
             uplink: config.uplink,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             pin: certificates.authority().root_pin()?.to_string(),
+            is_new: !is_known && !lost,
         };
         let now = shell::now(&*seams.clock);
         let (tier, bad) = ClusterTier::new(tier_config, &records, incomplete.is_complete(), now, &mut rng);

@@ -57,8 +57,8 @@ impl Hands<Act> for ClusterHands {
                     tracing::debug!(%error, "frame to the root dropped");
                 }
             }
-            Act::SendNode(node, message) => {
-                if !self.nodes.send(node, message) {
+            Act::SendNode(node, branch, message) => {
+                if !self.nodes.send(node, branch, message) {
                     self.metrics.dropped_to_nodes.inc();
                 }
             }

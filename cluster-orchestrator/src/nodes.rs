@@ -18,15 +18,15 @@ const QUEUE: usize = 4_096;
 /// Messages and revocations on their way to the broker. Clones share the queues.
 #[derive(Debug, Clone)]
 pub struct NodeSender {
-    messages: mpsc::Sender<(NodeId, Bytes)>,
+    messages: mpsc::Sender<(NodeId, Branch, Bytes)>,
     /// Without bound, since none may be lost; as many as a person revokes.
     revoked: mpsc::UnboundedSender<NodeId>,
 }
 
 impl NodeSender {
     /// Queues a message; `false`: there was no room, and it is lost.
-    pub fn send(&self, node: NodeId, message: Vec<u8>) -> bool {
-        self.messages.try_send((node, message.into())).is_ok()
+    pub fn send(&self, node: NodeId, branch: Branch, message: Vec<u8>) -> bool {
+        self.messages.try_send((node, branch, message.into())).is_ok()
     }
 
     /// Has the node put out.
@@ -39,7 +39,7 @@ impl NodeSender {
 /// The other ends of a [`NodeSender`].
 #[derive(Debug)]
 pub struct NodeQueues {
-    messages: mpsc::Receiver<(NodeId, Bytes)>,
+    messages: mpsc::Receiver<(NodeId, Branch, Bytes)>,
     revoked: mpsc::UnboundedReceiver<NodeId>,
 }
 
@@ -69,8 +69,8 @@ pub async fn carry(
         mut revoked,
     } = queues;
     let down = async {
-        while let Some((node, message)) = messages.recv().await {
-            match broker.send(node, Branch::Engine, message).await {
+        while let Some((node, branch, message)) = messages.recv().await {
+            match broker.send(node, branch, message).await {
                 Ok(()) => {}
                 Err(SendError::NotConnected) => {
                     metrics.dropped_to_nodes.inc();
@@ -95,31 +95,17 @@ pub async fn carry(
     let up = async {
         loop {
             let event = match broker.next().await {
-                BrokerEvent::Message {
-                    node,
-                    branch: Branch::Engine,
-                    payload,
-                } => Event::NodeMessage(node, payload.into()),
-                BrokerEvent::Disconnected {
-                    node,
-                    branch: Branch::Engine,
-                } => {
-                    tracing::info!(%node, "node disconnected");
-                    Event::NodeDown(node)
+                BrokerEvent::Message { node, branch, payload } => Event::NodeMessage(node, branch, payload.into()),
+                BrokerEvent::Disconnected { node, branch } => {
+                    tracing::info!(%node, ?branch, "node disconnected");
+                    Event::NodeDown(node, branch)
                 }
-                BrokerEvent::Connected {
-                    node,
-                    branch: Branch::Engine,
-                } => {
-                    tracing::info!(%node, "node connected");
+                BrokerEvent::Connected { node, branch } => {
+                    tracing::info!(%node, ?branch, "node connected");
                     continue;
                 }
                 BrokerEvent::Duplicate { node } => {
                     tracing::warn!(%node, "a second connection of the node took the place of the first");
-                    continue;
-                }
-                // The net managers' branch has no peer here yet.
-                BrokerEvent::Message { .. } | BrokerEvent::Connected { .. } | BrokerEvent::Disconnected { .. } => {
                     continue;
                 }
             };

@@ -1,7 +1,9 @@
 //! The cluster's tier: its nodes below, the root above, members and tokens beside. No I/O.
 
+mod overlay;
 mod requests;
 
+use overlay::Overlay;
 use prost::Message;
 use rand::RngCore;
 use roble_core::ids::{ChildId, InstanceId, NodeId, TokenId};
@@ -16,7 +18,10 @@ use roble_core::time::{Boottime, Now};
 use roble_link::Source;
 use roble_link::child::{ChildClocks, ChildEnd, ChildOutput};
 use roble_link::children::{Children, ChildrenOutput};
+use roble_link::parent::ParentClocks;
+use roble_link::tables::TableServer;
 use roble_proto::convert::{decode_assignment, encode_status};
+use roble_proto::topics::Branch;
 use roble_proto::wire;
 use std::collections::BTreeMap;
 
@@ -51,10 +56,10 @@ pub enum Event {
     UplinkRevoked,
     /// A message of the root.
     UplinkMessage(wire::Frame),
-    /// A message of a node, named by its certificate.
-    NodeMessage(NodeId, Vec<u8>),
-    /// The transport lost a node.
-    NodeDown(NodeId),
+    /// A message of a node's engine or net manager; its certificate names the node.
+    NodeMessage(NodeId, Branch, Vec<u8>),
+    /// The transport lost one of them.
+    NodeDown(NodeId, Branch),
     /// A machine wants to join. Answered with [`Act::Joined`].
     Join {
         /// The shell's number for the answer.
@@ -86,8 +91,8 @@ pub enum Event {
 pub enum Act {
     /// Send this to the root; it may be lost.
     SendUp(wire::Frame),
-    /// Send this to a node; it may be lost.
-    SendNode(NodeId, Vec<u8>),
+    /// Send this to a node's engine or net manager; it may be lost.
+    SendNode(NodeId, Branch, Vec<u8>),
     /// Answer a join or a renewal: issue the certificate, or refuse.
     Joined(u64, Result<Member, RegistryError>),
     /// Answer a local request with JSON or a failure.
@@ -136,6 +141,8 @@ pub struct ClusterConfig {
     pub software: String,
     /// The authority's pin, for join tokens.
     pub pin: String,
+    /// It has joined just now: there is nothing that its store could have lost.
+    pub is_new: bool,
 }
 
 /// The cluster. See the module's text.
@@ -145,6 +152,7 @@ pub struct ClusterTier {
     uplink: ChildEnd,
     children: Children,
     registry: Registry,
+    overlay: Overlay,
     /// Requests passed on to nodes: who asked.
     passed_on: BTreeMap<(ChildId, u64), (Asker, Boottime)>,
 }
@@ -178,6 +186,9 @@ impl ClusterTier {
         if !complete {
             uplink.set_fresh();
         }
+        let server = TableServer::new(ParentClocks::of_tables(&config.clocks), complete);
+        let net = ChildEnd::new(config.uplink, rng.next_u64(), &config.software);
+        let mut overlay = Overlay::new(net, server);
         let of = |kind: &'static str| records.iter().filter(move |record| record.kind == kind);
         for record in of(TOKEN) {
             match serde_json::from_slice(&record.value) {
@@ -226,16 +237,30 @@ impl ClusterTier {
         for (instance, wish) in wishes {
             children.restore(instance, Some(wish), PlacementRecord::default());
         }
+        for record in of(overlay::ROW) {
+            bad.extend(overlay.restore_row(&record.id, &record.value).err());
+        }
+        for record in of(overlay::BLOCK) {
+            match serde_json::from_slice(&record.value) {
+                Ok(block) => overlay.restore_block(&block),
+                Err(error) => bad.push(format!("block {}: {error}", record.id)),
+            }
+        }
         let mut tier = Self {
             config,
             uplink,
             children,
             registry,
+            overlay,
             passed_on: BTreeMap::new(),
         };
         let instances: Vec<InstanceId> = tier.children.orchestrator().instances().collect();
         for instance in instances {
             tier.report(instance);
+        }
+        let nodes: Vec<ChildId> = tier.children.orchestrator().child_ids().collect();
+        for child in nodes {
+            tier.add_to_overlay(child);
         }
         tier.report_profile();
         (tier, bad)
@@ -331,7 +356,11 @@ impl ClusterTier {
                         .extend(record.map(|record| Write::put(PLACEMENT, instance, record)));
                 }
                 ChildrenOutput::Forget(instance) => out.writes.push(Write::delete(PLACEMENT, instance)),
-                ChildrenOutput::Status(instance) => self.report(instance),
+                ChildrenOutput::Status(instance) => {
+                    self.report(instance);
+                    self.publish_instance(instance);
+                }
+                ChildrenOutput::Ordered(child) => self.refresh_wants(child),
                 ChildrenOutput::Capacity => self.report_profile(),
                 ChildrenOutput::Standing(child, standing) => {
                     out.acts.push(Act::Note(Note::Standing(NodeId(child.0), standing)));
@@ -354,12 +383,14 @@ impl ClusterTier {
                         .push(Act::Note(Note::Violation(format!("node {child}: {what}"))));
                 }
                 ChildrenOutput::Send(child, frame) => {
-                    out.acts.push(Act::SendNode(NodeId(child.0), frame.encode_to_vec()));
+                    out.acts
+                        .push(Act::SendNode(NodeId(child.0), Branch::Engine, frame.encode_to_vec()));
                 }
             }
         }
         let outputs = self.uplink.flush(&Reports(&self.children));
         self.handle_up(outputs, now, rng, out);
+        self.settle_overlay(now, out);
     }
 
     fn hear_cloned(&mut self, child: ChildId, out: &mut Output<Act>) {
@@ -388,27 +419,37 @@ impl Tier for ClusterTier {
     fn on(&mut self, event: Event, now: Now, rng: &mut dyn RngCore) -> Output<Act> {
         let mut out = Output::default();
         match event {
-            Event::UplinkUp => self.uplink.transport_up(now),
+            Event::UplinkUp => {
+                self.uplink.transport_up(now);
+                self.overlay.uplink.transport_up(now);
+            }
             Event::UplinkDown => {
                 let outputs = self.uplink.transport_down();
                 self.handle_up(outputs, now, rng, &mut out);
+                let outputs = self.overlay.uplink.transport_down();
+                self.handle_net_up(outputs, now, &mut out);
             }
             Event::UplinkRevoked => {
                 let outputs = self.uplink.dismiss();
                 self.handle_up(outputs, now, rng, &mut out);
                 self.children.set_complete();
             }
+            Event::UplinkMessage(frame) if frame.branch() == wire::Branch::Net => {
+                self.receive_net_up(frame, now, &mut out);
+            }
             Event::UplinkMessage(frame) => {
                 let outputs = self.uplink.receive(frame, &Reports(&self.children), now);
                 self.handle_up(outputs, now, rng, &mut out);
             }
-            Event::NodeMessage(node, bytes) => match wire::Frame::decode(bytes.as_slice()) {
+            Event::NodeMessage(node, branch, bytes) => match wire::Frame::decode(bytes.as_slice()) {
+                Ok(frame) if branch == Branch::Net => self.overlay.server.receive(node.into(), frame, now),
                 Ok(frame) => self.children.receive(node.into(), frame, now),
                 Err(error) => out
                     .acts
                     .push(Act::Note(Note::Violation(format!("node {node}: {error}")))),
             },
-            Event::NodeDown(node) => self.children.transport_down(node.into()),
+            Event::NodeDown(node, Branch::Engine) => self.children.transport_down(node.into()),
+            Event::NodeDown(node, Branch::Net) => self.overlay.server.transport_down(node.into()),
             Event::Join {
                 asker,
                 token,
@@ -459,10 +500,13 @@ impl Tier for ClusterTier {
         self.settle(now, rng, &mut out);
         let outputs = self.uplink.tick(now, rng);
         self.handle_up(outputs, now, rng, &mut out);
+        let outputs = self.overlay.uplink.tick(now, rng);
+        self.handle_net_up(outputs, now, &mut out);
         out
     }
 
     fn next_due(&self) -> Option<Boottime> {
-        self.uplink.next_due()
+        let due = [self.uplink.next_due(), self.overlay.uplink.next_due()];
+        due.into_iter().flatten().min()
     }
 }

@@ -24,6 +24,7 @@ use crate::time::{Boottime, Now, Timestamp};
 use crate::version::Version;
 use rand::RngCore;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// Running this long makes a restart count as the first again, milliseconds.
 const HEALTHY_MS: u64 = 600_000;
@@ -48,6 +49,8 @@ pub struct Observed {
     pub version: Version,
     /// What it does.
     pub state: ObservedState,
+    /// Its endpoint addresses, if they are known.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What an observed container does.
@@ -78,6 +81,8 @@ pub struct StartedInfo {
     pub started_at: Timestamp,
     /// Digest of the manifest that runs.
     pub image_digest: Option<String>,
+    /// Its endpoint addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Why a start failed.

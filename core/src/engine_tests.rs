@@ -78,6 +78,7 @@ fn engine() -> Engine {
 
 fn observed(generation: u64, state: ObservedState) -> Observed {
     Observed {
+        addresses: Vec::new(),
         instance: instance(0),
         version: version(generation, 1),
         state,
@@ -85,6 +86,7 @@ fn observed(generation: u64, state: ObservedState) -> Observed {
 }
 
 const INFO: StartedInfo = StartedInfo {
+    addresses: Vec::new(),
     started_at: Timestamp::from_millis(1),
     image_digest: None,
 };

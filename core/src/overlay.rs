@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`plan`] | the tree's ranges, and the addresses that follow from an id |
 //! | [`block`] | a block of endpoint addresses |
+//! | [`blocks`] | which child has which blocks
 //! | [`pool`] | leases of blocks and addresses: given, taken back, rested before they are given again |
 //! | [`row`] | what the tables say: services, instances, nodes |
 //! | [`tables`] | a tier's tables: rows from above, of its own and from below, and what each child is told of them |
@@ -12,6 +13,7 @@
 //! applications that it asked for, and of nothing else.
 
 pub mod block;
+pub mod blocks;
 pub mod plan;
 pub mod pool;
 pub mod row;

@@ -12,6 +12,7 @@
 //! | [`join`] | how a machine gets its identity from the tier above, and keeps it |
 //! | [`rate`], [`refusal`] | attempts per address; what is not granted, and its status in HTTP |
 //! | [`health`], [`metrics`] | `/healthz`, `/readyz`, `/metrics` |
+//! | [`home`] | where a node belongs, for all that speaks for it
 //! | [`incomplete`] | whether the store lacks what was known before |
 //! | [`shell`] | the loop around a tier: events in, writes to disk, then acts |
 //! | [`mod@failpoint`] | debug builds only: places at which a test lets the process die |
@@ -28,6 +29,7 @@ pub mod config;
 pub mod failpoint;
 pub mod files;
 pub mod health;
+pub mod home;
 pub mod incomplete;
 pub mod join;
 pub mod logs;

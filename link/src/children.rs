@@ -1,7 +1,7 @@
 //! A tier's children: the orchestrator of the core and one session per child, joined. Root and cluster are built on it.
 
 use crate::parent::{ParentClocks, ParentEnd, ParentOutput};
-use crate::{Source, UNKNOWN_MEMBER};
+use crate::{Source, unknown_member};
 use roble_core::ids::{ChildId, InstanceId};
 use roble_core::liveness::{Clocks, Standing};
 use roble_core::orchestrator::{Effect, Orchestrator, PlacementRecord, Step};
@@ -27,6 +27,8 @@ pub enum ChildrenOutput {
     Standing(ChildId, Standing),
     /// Eviction is held, or no longer.
     Brake(bool),
+    /// What this child should run changed.
+    Ordered(ChildId),
     /// A decision was taken: for logs and events.
     Step(Step),
     /// A child said what it is: store it.
@@ -60,18 +62,6 @@ impl Source for Orders<'_> {
     fn value(&self, _: wire::SetKind, key: &str) -> Option<Vec<u8>> {
         let instance = key.parse().ok()?;
         self.0.order(self.1, instance).map(|order| encode_assignment(&order))
-    }
-}
-
-fn unknown_member(session: u32) -> wire::Frame {
-    wire::Frame {
-        session,
-        seq: u64::MAX,
-        body: Some(wire::frame::Body::Reset(wire::Reset {
-            code: UNKNOWN_MEMBER.to_owned(),
-            message: "there is no such member here".to_owned(),
-        })),
-        ..wire::Frame::default()
     }
 }
 
@@ -129,6 +119,11 @@ impl Children {
             self.complete = true;
             self.ends.values_mut().for_each(ParentEnd::set_complete);
         }
+    }
+
+    /// Whether the wishes known here are whole.
+    pub const fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Whether everything is known here that a lost store may have held: the wishes, and who runs what.
@@ -264,7 +259,7 @@ impl Children {
                 Effect::Forget(instance) => ChildrenOutput::Forget(instance),
                 Effect::Order(child, instance) => {
                     self.sync_order(child, instance);
-                    continue;
+                    ChildrenOutput::Ordered(child)
                 }
                 Effect::Status(instance) => ChildrenOutput::Status(instance),
                 Effect::Capacity => ChildrenOutput::Capacity,

@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod mqtt;
 pub mod parent;
 pub mod set;
+pub mod tables;
 pub mod transport;
 
 use roble_proto::wire;
@@ -26,6 +27,19 @@ const FRESH: &str = "fresh";
 
 /// Code of a Reset: the parent has no such member. It may have lost its records.
 const UNKNOWN_MEMBER: &str = "unknown-member";
+
+/// What a stranger's Hello is answered with.
+fn unknown_member(session: u32) -> wire::Frame {
+    wire::Frame {
+        session,
+        seq: u64::MAX,
+        body: Some(Body::Reset(wire::Reset {
+            code: UNKNOWN_MEMBER.to_owned(),
+            message: "there is no such member here".to_owned(),
+        })),
+        ..wire::Frame::default()
+    }
+}
 
 /// Gives the value of an item of a set that one end writes: the tier knows it, the session only its digest.
 pub trait Source {

@@ -2,6 +2,7 @@
 
 use crate::set::SetIndex;
 use crate::{FRESH, Outbox, PROTOCOL, Source, updates};
+use roble_core::liveness::Clocks;
 use roble_core::placement::Profile;
 use roble_core::time::{Boottime, Now};
 use roble_proto::wire::frame::Body;
@@ -53,6 +54,19 @@ pub struct ParentClocks {
     /// Silence after which the child stops its at-most-one copies.
     pub fence_ms: u64,
 }
+
+impl ParentClocks {
+    /// For the net branch: its rows are sent when they change, so that a beat, which only compares, may be rare.
+    pub const fn of_tables(clocks: &Clocks) -> Self {
+        Self {
+            beat_ms: clocks.beat_ms * TABLE_BEATS,
+            fence_ms: clocks.fence_ms,
+        }
+    }
+}
+
+/// Beats of the work branch in one of the net branch.
+const TABLE_BEATS: u64 = 24;
 
 /// The upper end. See the module's text.
 #[derive(Debug, Clone)]

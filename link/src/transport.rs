@@ -6,6 +6,8 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::sync::Arc;
+use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 
 /// A connection that lasted this long was a success; one that did not (two machines with one key put each other out) makes
@@ -102,4 +104,13 @@ pub trait Transport: Send + Sync {
     /// Gives up the connection, if there is one, and dials again: for a session that hears nothing although the transport
     /// is up. Does nothing where there is nothing to dial.
     fn reconnect(&self) {}
+}
+
+/// Passes messages to the transport; what cannot be sent is dropped, the session repeats what matters.
+pub async fn forward(mut outbox: mpsc::Receiver<Bytes>, transport: Arc<dyn Transport>) {
+    while let Some(message) = outbox.recv().await {
+        if let Err(error) = transport.send(message).await {
+            tracing::debug!(%error, "message not sent");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! | [`state`] | attachments, addresses and ports as data, without I/O |
 //! | [`service`] | the one owner of the state: writes it, then brings the datapath to it |
 //! | [`datapath`] | the seam to the kernel, real and in memory |
+//! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
 //! | [`metrics`] | what is counted |
 //!
@@ -19,4 +20,6 @@ pub mod config;
 pub mod datapath;
 pub mod metrics;
 pub mod service;
+pub mod session;
 pub mod state;
+pub mod tier;

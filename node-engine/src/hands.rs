@@ -1,7 +1,7 @@
 //! Carries out what the tier asks for: containers and their network, messages, streams. Every operation is a task of its
 //! own and comes back as an event; the tier allows one at a time for each instance.
 
-use crate::network::{Attach, Network, NetworkError, Tenant, netns};
+use crate::network::{Attach, Attached, Network, NetworkError, Tenant, netns};
 use crate::runtime::{
     ContainerState, ExitReason, ImageRequest, LogRequest, RunOrder, Runtime, RuntimeError, SandboxFiles,
 };
@@ -16,6 +16,7 @@ use roble_core::version::Version;
 use roble_daemon::failpoint;
 use roble_daemon::shell::Hands;
 use roble_link::transport::Transport;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,6 +160,7 @@ impl Worker {
         Ok(StartedInfo {
             started_at: started.started_at,
             image_digest: Some(image.digest),
+            addresses: addresses(&attached),
         })
     }
 
@@ -198,6 +200,7 @@ impl Worker {
                     instance,
                     version: Version::default(),
                     state: ObservedState::Ended(None),
+                    addresses: Vec::new(),
                 });
             }
         }
@@ -210,9 +213,17 @@ impl Worker {
     /// The runtime does not answer: nothing is known.
     pub async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
         let list = self.runtime.list().await?;
+        // Without an answer the addresses are as they were.
+        let attached = self.network.list().await.unwrap_or_default();
+        let addresses_of = |instance: InstanceId| {
+            let container = instance.to_string();
+            let own = attached.iter().find(|attached| attached.container == container);
+            own.map(addresses).unwrap_or_default()
+        };
         Ok(list
             .into_iter()
             .map(|running| Observed {
+                addresses: addresses_of(running.instance),
                 instance: running.instance,
                 version: running.version,
                 state: match running.state {
@@ -244,6 +255,13 @@ pub fn ended(exit: &ExitReason) -> Exit {
         code: exit.code,
         oom_killed: exit.oom_killed,
     }
+}
+
+fn addresses(attached: &Attached) -> Vec<IpAddr> {
+    [Some(attached.address), attached.address_v6]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// The spec with what every instance is told about itself.
@@ -319,15 +337,6 @@ impl Hands<Act> for NodeHands {
                 self.link.reconnect();
             }
             Act::Violation(what) => tracing::warn!(what, "message not understood"),
-        }
-    }
-}
-
-/// Passes messages to the transport; what cannot be sent is dropped, the session repeats what matters.
-pub async fn forward(mut outbox: mpsc::Receiver<Bytes>, transport: Arc<dyn Transport>) {
-    while let Some(message) = outbox.recv().await {
-        if let Err(error) = transport.send(message).await {
-            tracing::debug!(%error, "message not sent");
         }
     }
 }

@@ -3,30 +3,20 @@
 use crate::config::NodeSettings;
 use crate::tier::Event;
 use anyhow::{Context as _, bail};
-use roble_core::ids::{ClusterId, NodeId};
+use roble_core::ids::NodeId;
 use roble_core::registry::{MemberState, TokenKind};
 use roble_daemon::clock::VerifierClock;
 use roble_daemon::failpoint;
-use roble_daemon::files::{SECRET_MODE, read_optional, write_atomic};
+use roble_daemon::home::Home;
 use roble_daemon::join;
 use roble_daemon::pki::{Credential, Identity, PrivateKey, certificates_from_pem};
 use roble_daemon::rng::{self, Randomness as _};
 use roble_daemon::tls::{ClientTls, Dialer, Protocol};
 use roble_proto::rest::JoinGrant;
-use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
-
-/// Where the cluster is; stored beside the credential.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Home {
-    node: NodeId,
-    cluster: ClusterId,
-    address: String,
-    mqtt_port: u16,
-}
 
 /// The identity and what is dialed with it.
 pub struct NodeIdentity {
@@ -58,25 +48,15 @@ impl NodeIdentity {
     /// There is neither an identity nor a token, or the cluster refuses.
     pub async fn establish(settings: &NodeSettings, clock: &Arc<VerifierClock>) -> anyhow::Result<Self> {
         let folder = &settings.state_dir;
-        let file = folder.join("home.json");
-        let stored = read_optional(&file, 64 * 1024)?;
-        let credential = Credential::load(&folder.join("credential.pem"))?;
-        let (mut home, credential) = match (stored, credential) {
-            (Some(home), Some(credential)) => {
-                let home: Home = serde_json::from_slice(&home).with_context(|| format!("read {}", file.display()))?;
-                (home, credential)
-            }
-            _ => Self::join(settings, clock).await?,
+        let (mut home, credential) = match Home::load(folder)? {
+            Some(stored) => stored,
+            None => Self::join(settings, clock).await?,
         };
         if let Some(address) = settings.cluster.as_ref().filter(|address| **address != home.address) {
             home.address.clone_from(address);
-            write_atomic(&file, &serde_json::to_vec(&home)?, SECRET_MODE)?;
+            home.save(folder)?;
         }
-        let host = home
-            .address
-            .rsplit_once(':')
-            .map_or(home.address.as_str(), |(host, _)| host);
-        let server = Identity::cluster(&home.cluster.to_string())?;
+        let server = home.server()?;
         let roots = [credential.root().clone()];
         let tls = |protocol| {
             ClientTls::trusting(server.clone(), &roots, clock.clone())
@@ -86,7 +66,7 @@ impl NodeIdentity {
         };
         Ok(Self {
             node: home.node,
-            host: host.trim_matches(['[', ']']).to_owned(),
+            host: home.host().to_owned(),
             mqtt_port: home.mqtt_port,
             api: home.address.clone(),
             link: tls(Protocol::Raw)?,
@@ -129,11 +109,7 @@ impl NodeIdentity {
         };
         let credential = keep(&settings.state_dir, key, &grant)?;
         failpoint!("node.join.credential-written");
-        write_atomic(
-            &settings.state_dir.join("home.json"),
-            &serde_json::to_vec(&home)?,
-            SECRET_MODE,
-        )?;
+        home.save(&settings.state_dir)?;
         failpoint!("node.join.home-written");
         tracing::info!(node = %home.node, cluster = %home.cluster, "joined");
         Ok((home, credential))
@@ -239,6 +215,6 @@ fn keep(folder: &Path, key: PrivateKey, grant: &JoinGrant) -> anyhow::Result<Cre
         chain.extend(authority.into_iter().take(1));
     }
     let credential = Credential::new(key, chain)?;
-    credential.save(&folder.join("credential.pem"))?;
+    credential.save(&Home::credential(folder))?;
     Ok(credential)
 }

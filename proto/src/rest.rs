@@ -31,6 +31,7 @@
 //! name or id; the slash in a path is written `%2F`. Creations answer 200.
 
 use roble_core::ids::{ApplicationId, ClusterId, EventId, NodeId, OrganizationId, ServiceId, TokenId, UserId};
+use roble_core::overlay::row::Policy;
 use roble_core::placement::{Explanation, Offer};
 use roble_core::ports::PortMapping;
 use roble_core::registry::{MemberState, TokenKind, TokenRecord};
@@ -38,6 +39,8 @@ use roble_core::resources::Resources;
 use roble_core::status::{Phase, Reason};
 use roble_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// Body of every answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,6 +212,9 @@ pub struct ServiceView {
     pub ports: Vec<PortMapping>,
     /// The descriptor's service, as JSON of the native form.
     pub descriptor: serde_json::Value,
+    /// Service addresses by policy.
+    #[serde(default)]
+    pub addresses: BTreeMap<Policy, Vec<IpAddr>>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When its spec last changed.
@@ -250,6 +256,12 @@ pub struct InstanceView {
     pub ports: Vec<PortMapping>,
     /// Digest that runs.
     pub image_digest: Option<String>,
+    /// Endpoint addresses: its own while it is where it is.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Service addresses that always lead to this number.
+    #[serde(default)]
+    pub service_addresses: Vec<IpAddr>,
     /// Milliseconds since the cluster was heard last: the age of all this.
     pub age_ms: Option<u64>,
 }

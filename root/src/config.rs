@@ -2,9 +2,11 @@
 
 use crate::tier::AuditLimits;
 use roble_core::liveness::Clocks;
+use roble_core::overlay::block::Block;
+use roble_core::overlay::plan::Plan;
 use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, STORE, Setting, Spec, state_dir};
 use roble_store::BackendKind;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -49,6 +51,25 @@ static SETTINGS: &[Setting] = &[
     Setting::new("audit.records", Kind::Integer, "how many audit records are kept").default("10000"),
     Setting::new("audit.age", Kind::Duration, "how long audit records are kept").default("90d"),
     Setting::new("session.lifetime", Kind::Duration, "how long a login lasts").default("30d"),
+    Setting::new(
+        "overlay.endpoints",
+        Kind::String,
+        "first and last IPv4 address of containers in the whole tree",
+    )
+    .default("10.18.0.0-10.29.255.255"),
+    Setting::new(
+        "overlay.endpoints_v6",
+        Kind::String,
+        "upper 96 bits of their IPv6 addresses",
+    )
+    .default("fc00::"),
+    Setting::new("overlay.services", Kind::String, "IPv4 addresses of services").default("10.30.0.0/16"),
+    Setting::new(
+        "overlay.services_v6",
+        Kind::String,
+        "upper 16 bits of their IPv6 addresses",
+    )
+    .default("fdff"),
 ];
 
 /// Configuration of the daemon: names, settings, flags.
@@ -90,6 +111,8 @@ pub struct Settings {
     pub audit: AuditLimits,
     /// Time for requests to end after the wish to stop.
     pub drain: Duration,
+    /// The overlay's ranges.
+    pub plan: Plan,
 }
 
 /// Settings that contradict each other, or that this machine cannot fulfil.
@@ -133,8 +156,52 @@ impl Settings {
                 age_ms: millis(config.duration("audit.age")),
             },
             drain: config.duration("shutdown.deadline").mul_f64(0.8),
+            plan: plan(config)?,
         })
     }
+}
+
+fn plan(config: &Config) -> Result<Plan, SettingsError> {
+    let read = |name: &str, is_right: &str| {
+        let value = config.string(name);
+        SettingsError(format!("{name} is `{value}`: {is_right} expected"))
+    };
+    let (first, last) = config
+        .string("overlay.endpoints")
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)))
+        .filter(|(first, last): &(Ipv4Addr, Ipv4Addr)| first < last)
+        .ok_or_else(|| {
+            read(
+                "overlay.endpoints",
+                "two IPv4 addresses such as 10.18.0.0-10.29.255.255",
+            )
+        })?;
+    let endpoints_v6: Ipv6Addr = config
+        .string("overlay.endpoints_v6")
+        .parse()
+        .map_err(|_| read("overlay.endpoints_v6", "an IPv6 address such as fc00::"))?;
+    let services: Block = config
+        .string("overlay.services")
+        .parse()
+        .map_err(|_| read("overlay.services", "an IPv4 network such as 10.30.0.0/16"))?;
+    let services_v6 = u16::from_str_radix(config.string("overlay.services_v6"), 16)
+        .map_err(|_| read("overlay.services_v6", "four hexadecimal digits such as fdff"))?;
+    let plan = Plan {
+        endpoints: (first, last),
+        endpoints_v6,
+        services,
+        services_v6,
+    };
+    let clash = (first..=last).contains(&services.network())
+        || services.spans(first)
+        || endpoints_v6.segments()[0] == services_v6;
+    if clash {
+        return Err(SettingsError(
+            "the overlay's ranges of endpoints and services overlap: choose others".to_owned(),
+        ));
+    }
+    Ok(plan)
 }
 
 fn clocks(beat: Duration, unreachable: Duration, lost: Option<Duration>) -> Result<Clocks, SettingsError> {

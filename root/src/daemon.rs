@@ -336,6 +336,7 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
         pin: certificates.authority().pin().to_string(),
         session_ms: millis(settings.session),
         audit: settings.audit,
+        plan: settings.plan,
     };
     let now = shell::now(&**clock.clock());
     let (tier, writes, bad) = RootTier::new(config, &records, now, &mut StdRng::from_os_rng());

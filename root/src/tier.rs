@@ -8,17 +8,20 @@
 mod access;
 mod fleet;
 pub mod model;
+mod overlay;
 mod services;
 pub mod tenant;
 mod views;
 
 pub use access::is_about;
 use model::{Application, Credential, Event as Happening, InstanceRecord, Organization, Service, Session, User};
+use overlay::Overlay;
 use rand::RngCore;
 use roble_core::ids::{
     ApplicationId, ChildId, ClusterId, EventId, InstanceId, OrganizationId, RawId, ServiceId, TokenId, UserId,
 };
 use roble_core::liveness::Clocks;
+use roble_core::overlay::plan::Plan;
 use roble_core::placement::{Level, Profile};
 use roble_core::registry::{Member, MemberState, Registry};
 use roble_core::spec::Assignment;
@@ -27,6 +30,8 @@ use roble_core::time::{Boottime, Now};
 use roble_core::version::{Epochs, Version};
 use roble_daemon::refusal::Refusal;
 use roble_link::children::{Children, ChildrenOutput};
+use roble_link::parent::ParentClocks;
+use roble_link::tables::TableServer;
 use roble_proto::rest::{CreateToken, JoinRequest, Login};
 use roble_proto::wire;
 use serde::{Deserialize, Serialize};
@@ -223,6 +228,8 @@ pub struct RootConfig {
     pub session_ms: u64,
     /// How much of what was done is remembered.
     pub audit: AuditLimits,
+    /// The overlay's ranges.
+    pub plan: Plan,
 }
 
 /// Waits for clusters to answer parts of a call.
@@ -271,6 +278,7 @@ pub struct RootTier {
     gathers: Vec<Gather>,
     /// Audit records and whose they are; what they say is in the store only.
     audit: BTreeMap<EventId, OrganizationId>,
+    overlay: Overlay,
 }
 
 impl RootTier {
@@ -282,8 +290,10 @@ impl RootTier {
         now: Now,
         rng: &mut dyn RngCore,
     ) -> (Self, Vec<Write>, Vec<String>) {
+        let tables = TableServer::new(ParentClocks::of_tables(&config.clocks), true);
         let mut tier = Self {
             children: Children::new(Level::Clusters, config.clocks, true, now.boot),
+            overlay: Overlay::new(config.plan, tables),
             config,
             organizations: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -299,8 +309,8 @@ impl RootTier {
             gathers: Vec::new(),
             audit: BTreeMap::new(),
         };
-        let bad = tier.restore(records);
-        let mut writes = Vec::new();
+        let mut bad = tier.restore(records);
+        let mut writes = tier.restore_overlay(now, &mut bad);
         if tier.organizations.is_empty() {
             let organization = Organization {
                 id: OrganizationId::generate(now.wall, rng),
@@ -349,6 +359,11 @@ impl RootTier {
                     }
                     _ => Err("not an audit record's name".to_owned()),
                 },
+                overlay::BLOCK => model::read(value).map(|block| self.overlay.restore_block(&block)),
+                overlay::RESTED => match record.id.parse() {
+                    Ok(address) => model::read(value).map(|since| self.overlay.restore_rested(address, since)),
+                    Err(_) => Err("not an address".to_owned()),
+                },
                 "profile" => model::read(value).map(|p: Profile| drop(profiles.insert(record.id.clone(), p))),
                 _ => Ok(()),
             };
@@ -380,6 +395,42 @@ impl RootTier {
         }
         self.rollout.extend(self.services.keys());
         bad
+    }
+
+    /// Addresses and tables as the records say; services of before there were addresses get theirs. Returns the writes of
+    /// that.
+    fn restore_overlay(&mut self, now: Now, bad: &mut Vec<String>) -> Vec<Write> {
+        let mut out = Output::default();
+        for service in self.services.values() {
+            if !self.overlay.restore_service(service) {
+                let path = &service.path;
+                bad.push(format!(
+                    "service {path} has addresses outside of overlay.services, or twice given ones"
+                ));
+            }
+        }
+        let lacking = |service: &&Service| !service.deleting && service.addresses.is_empty();
+        let lacking: Vec<ServiceId> = self
+            .services
+            .values()
+            .filter(lacking)
+            .map(|service| service.id)
+            .collect();
+        for id in lacking {
+            if let Some(mut service) = self.services.remove(&id) {
+                self.give_addresses(&mut service, now, &mut out);
+                out.writes
+                    .push(model::put("service", &id, Some(service.organization), &service));
+                self.services.insert(id, service);
+            }
+        }
+        self.services.values().for_each(|service| self.overlay.publish(service));
+        let active = |member: &&Member| member.state == MemberState::Active;
+        let clusters: Vec<ChildId> = self.registry.members().filter(active).map(|member| member.id).collect();
+        for child in clusters {
+            self.add_to_overlay(child, now, &mut out);
+        }
+        out.writes
     }
 
     /// Clusters and what is placed on them, to be looked at.
@@ -433,6 +484,7 @@ impl RootTier {
                 self.handle(output, now, rng, out);
             }
         }
+        self.settle_overlay(now, out);
     }
 
     fn handle(&mut self, output: ChildrenOutput, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) {
@@ -441,6 +493,7 @@ impl RootTier {
             ChildrenOutput::Forget(instance) => self.forget(instance, now, rng, out),
             ChildrenOutput::Status(instance) => {
                 self.rollout.insert(instance.service);
+                self.publish_instance(instance);
                 self.tell(instance, now, rng, out);
             }
             ChildrenOutput::Capacity => {}
@@ -478,6 +531,7 @@ impl RootTier {
                     out,
                 );
             }
+            ChildrenOutput::Ordered(child) => self.refresh_wants(child),
             ChildrenOutput::Step(_) | ChildrenOutput::Opened(_) => {}
             ChildrenOutput::Profile(child) => {
                 let orchestrator = self.children.orchestrator();
@@ -531,8 +585,14 @@ impl Tier for RootTier {
                     out.acts.push(Act::Answer(number, answer));
                 }
             }
+            Event::Message(cluster, frame) if frame.branch() == wire::Branch::Net => {
+                self.overlay.server.receive(cluster.into(), frame, now);
+            }
             Event::Message(cluster, frame) => self.children.receive(cluster.into(), frame, now),
-            Event::Down(cluster) => self.children.transport_down(cluster.into()),
+            Event::Down(cluster) => {
+                self.children.transport_down(cluster.into());
+                self.overlay.server.transport_down(cluster.into());
+            }
         }
         self.settle(now, rng, &mut out);
         out

@@ -47,6 +47,7 @@ impl ClusterTier {
                 if answer.is_ok()
                     && let Ok(id) = revoke.child.parse::<NodeId>()
                 {
+                    self.remove_from_overlay(id.into(), now, out);
                     out.acts.push(Act::Expel(id));
                 }
                 answer
@@ -82,6 +83,7 @@ impl ClusterTier {
                 ..Profile::default()
             };
             self.children.add_child(member.id, profile, member.cordoned);
+            self.add_to_overlay(member.id);
         }
     }
 

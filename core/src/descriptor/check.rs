@@ -80,7 +80,7 @@ pub(super) fn claim_name(scope: &str, name: &str, item: &Item<'_>, findings: &mu
     }
 }
 
-/// Takes the wished addresses for the value at `item`; says that they are stored and not yet given.
+/// Takes the wished addresses for the value at `item`.
 pub(super) fn claim_addresses(addresses: &Addresses, item: &Item<'_>, findings: &mut Findings) {
     if addresses.is_empty() {
         return;
@@ -99,6 +99,4 @@ pub(super) fn claim_addresses(addresses: &Addresses, item: &Item<'_>, findings: 
             findings.mistake(item.finding(Code::Clash, message));
         }
     }
-    let message = "the addresses are stored; they are given once the overlay has service addresses";
-    findings.notice(item.finding(Code::Stored, message));
 }

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::ports::PortMapping;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Longest polite farewell of an at-most-one copy that lost its lease, milliseconds: with [`crate::liveness::Clocks`]' fence
 /// it ends well before the replacement starts.
@@ -72,6 +73,7 @@ pub struct Slot {
     found: Option<Exit>,
     reason: Option<Reason>,
     image_digest: Option<String>,
+    addresses: Vec<IpAddr>,
 }
 
 impl Slot {
@@ -87,6 +89,7 @@ impl Slot {
             found: None,
             reason: None,
             image_digest: None,
+            addresses: Vec::new(),
         }
     }
 
@@ -124,6 +127,14 @@ impl Slot {
 
     /// What the runtime shows. Returns whether that was news. An operation under way knows better.
     pub(super) fn hear_observed(&mut self, container: &Observed, now: Now, rng: &mut dyn RngCore) -> bool {
+        let is_moved = !container.addresses.is_empty() && self.addresses != container.addresses;
+        if is_moved {
+            self.addresses.clone_from(&container.addresses);
+        }
+        self.hear_container(container, now, rng) || is_moved
+    }
+
+    fn hear_container(&mut self, container: &Observed, now: Now, rng: &mut dyn RngCore) -> bool {
         let (known, version) = match &self.state {
             SlotState::Starting(_) | SlotState::Stopping | SlotState::StopFailed(..) => return false,
             SlotState::Running { version, .. } => (true, version.clone()),
@@ -223,6 +234,7 @@ impl Slot {
         match result {
             Ok(info) => {
                 self.image_digest = info.image_digest;
+                self.addresses = info.addresses;
                 self.reason = None;
                 let started_at = Some(info.started_at);
                 self.state = SlotState::Running {
@@ -509,6 +521,7 @@ impl Slot {
         if let SlotState::Running { started_at, .. } = &self.state {
             status.started_at = *started_at;
             status.ports = self.ports().copied().collect();
+            status.addresses.clone_from(&self.addresses);
         }
         Some(status)
     }

@@ -1,14 +1,14 @@
 //! Reading the machine: orders for children, status and capacity for the tier above and for people.
 
 use super::{Orchestrator, PlacementRecord};
-use crate::ids::{ChildId, InstanceId};
+use crate::ids::{ApplicationId, ChildId, InstanceId};
 use crate::liveness::Standing;
 use crate::placement::{Explanation, LARGEST_FREE, Level, Offer, Profile};
 use crate::resources::Resources;
 use crate::spec::Assignment;
 use crate::status::{InstanceStatus, Phase, Reason};
 use crate::time::{Boottime, Now};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A child as shown to people.
 #[derive(Debug, Clone)]
@@ -30,6 +30,18 @@ pub struct ChildView<'a> {
 }
 
 impl Orchestrator {
+    /// Every child that is known.
+    pub fn child_ids(&self) -> impl Iterator<Item = ChildId> + '_ {
+        self.children.keys().copied()
+    }
+
+    /// Applications that a child runs, or still has, something of.
+    pub fn applications_on(&self, child: ChildId) -> BTreeSet<ApplicationId> {
+        let instances = self.on_child.get(&child).into_iter().flatten();
+        let wishes = instances.filter_map(|instance| self.entries.get(instance)?.wish.as_ref());
+        wishes.map(|wish| wish.spec.application).collect()
+    }
+
     /// All instances known, wished or not yet gone.
     pub fn instances(&self) -> impl Iterator<Item = InstanceId> + '_ {
         self.entries.keys().copied()

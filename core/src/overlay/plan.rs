@@ -44,18 +44,27 @@ impl Plan {
     /// 16 bits of the range, 16 for the policy, 96 of the id: instances in `0000::/21`, closest `1000::/21`, round robin
     /// `2000::/21` (as Oakestra has them), least used `3000::/21`.
     pub fn service_v6(&self, policy: Policy, service: ServiceId) -> Option<Ipv6Addr> {
-        let policy: u16 = match policy {
+        let group = match policy {
             Policy::Instance(number) if number < INSTANCES => number as u16,
             Policy::Instance(_) => return None,
-            Policy::Closest => 0x1000,
-            Policy::RoundRobin => 0x2000,
-            Policy::LeastUsed => 0x3000,
+            other => first_v6(other),
         };
         let mut bytes = [0_u8; 16];
         bytes[..2].copy_from_slice(&self.services_v6.to_be_bytes());
-        bytes[2..4].copy_from_slice(&policy.to_be_bytes());
+        bytes[2..4].copy_from_slice(&group.to_be_bytes());
         bytes[4..].copy_from_slice(service.0.as_bytes());
         Some(Ipv6Addr::from(bytes))
+    }
+
+    /// The range of IPv6 addresses under a policy, for people.
+    pub fn range_v6(&self, policy: Policy) -> String {
+        format!("{:x}:{:x}::/21", self.services_v6, first_v6(policy))
+    }
+
+    /// Whether a service may ask for this IPv6 address under a policy.
+    pub fn may_have_v6(&self, policy: Policy, address: Ipv6Addr) -> bool {
+        let [range, group, ..] = address.segments();
+        range == self.services_v6 && group & 0xf800 == first_v6(policy)
     }
 
     /// Whether an address is one of services.
@@ -76,6 +85,16 @@ impl Plan {
                 is_v4(v4) && self.endpoint_v6(v4) == v6
             }
         }
+    }
+}
+
+/// Where the /21 of a policy begins: its second group.
+const fn first_v6(policy: Policy) -> u16 {
+    match policy {
+        Policy::Instance(_) => 0,
+        Policy::Closest => 0x1000,
+        Policy::RoundRobin => 0x2000,
+        Policy::LeastUsed => 0x3000,
     }
 }
 
@@ -101,5 +120,8 @@ mod tests {
         }
         assert!(plan.is_service("10.30.55.55".parse().unwrap()));
         assert!(!plan.is_service("10.31.0.0".parse().unwrap()));
+        assert_eq!(plan.range_v6(Policy::RoundRobin), "fdff:2000::/21");
+        assert!(plan.may_have_v6(Policy::RoundRobin, "fdff:27ff::1".parse().unwrap()));
+        assert!(!plan.may_have_v6(Policy::RoundRobin, "fdff:2800::1".parse().unwrap()));
     }
 }

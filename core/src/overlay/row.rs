@@ -3,6 +3,7 @@
 use super::block::Block;
 use super::plan::Plan;
 use crate::ids::{ApplicationId, ClusterId, InstanceId, NodeId, OrganizationId, ParseIdError, ServiceId};
+use crate::status::{InstanceStatus, Phase};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -119,6 +120,28 @@ pub struct InstanceRow {
     pub v6: Ipv6Addr,
     /// It may get new flows.
     pub ready: bool,
+}
+
+impl InstanceRow {
+    /// The row of an instance as it was reported; `None` while it has no addresses.
+    pub fn of(status: &InstanceStatus, application: ApplicationId) -> Option<Self> {
+        let v4 = status.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = status.addresses.iter().find_map(|address| match address {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        });
+        Some(Self {
+            instance: status.instance,
+            application,
+            node: status.node?,
+            v4: v4?,
+            v6: v6?,
+            ready: status.phase == Phase::Running,
+        })
+    }
 }
 
 /// How a node is reached by other nodes. Written by its cluster.

@@ -100,6 +100,11 @@ impl Tables {
         self.rows.get(&key).map(|(_, row)| row)
     }
 
+    /// Who wrote a row.
+    pub fn writer(&self, key: RowKey) -> Option<Writer> {
+        self.rows.get(&key).map(|(writer, _)| *writer)
+    }
+
     /// All rows, in order of their keys.
     pub fn rows(&self) -> impl Iterator<Item = (RowKey, Writer, &Row)> {
         self.rows.iter().map(|(key, (writer, row))| (*key, *writer, row))
@@ -135,9 +140,20 @@ impl Tables {
             .retain(|change| !matches!(change, Change::Tell(to, _) if *to == child));
     }
 
+    /// The applications that a child has something of.
+    pub fn set_wants(&mut self, child: ChildId, applications: &BTreeSet<ApplicationId>) {
+        let Some(reader) = self.readers.get(&child) else { return };
+        let changed: Vec<ApplicationId> = reader.wants.symmetric_difference(applications).copied().collect();
+        for application in changed {
+            self.set_want(child, application, applications.contains(&application));
+        }
+    }
+
     /// A child has something of an application, or no longer.
-    pub fn set_want(&mut self, child: ChildId, application: ApplicationId, is_wanted: bool) {
-        let reader = self.readers.entry(child).or_default();
+    fn set_want(&mut self, child: ChildId, application: ApplicationId, is_wanted: bool) {
+        let Some(reader) = self.readers.get_mut(&child) else {
+            return;
+        };
         let changed = if is_wanted {
             reader.wants.insert(application)
         } else {
@@ -178,10 +194,10 @@ impl Tables {
         (is_told && *writer != Writer::Child(child)).then_some(row)
     }
 
-    /// What the parent is told of a row: what was not its own.
+    /// What the parent is told of a row: nodes, unless it wrote them. Of instances it hears by their statuses.
     pub fn row_up(&self, key: RowKey) -> Option<&Row> {
         let (writer, row) = self.rows.get(&key)?;
-        let is_told = matches!(row, Row::Instance(_) | Row::Node(_)) && *writer != Writer::Parent;
+        let is_told = matches!(row, Row::Node(_)) && *writer != Writer::Parent;
         is_told.then_some(row)
     }
 
@@ -195,7 +211,7 @@ impl Tables {
         for child in children {
             self.refresh(child, key);
         }
-        if matches!(key, RowKey::Instance(_) | RowKey::Node(_)) {
+        if matches!(key, RowKey::Node(_)) {
             self.changes.insert(Change::TellParent(key));
         }
     }

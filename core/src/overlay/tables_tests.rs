@@ -87,20 +87,24 @@ fn a_child_is_told_of_what_it_runs_and_of_the_nodes_that_it_is_on() {
 }
 
 #[test]
-fn rows_go_up_unless_they_came_from_above_and_never_back_to_their_writer() {
+fn nodes_go_up_unless_they_came_from_above_and_nothing_goes_back_to_its_writer() {
     let mut tables = Tables::default();
+    tables.add_child(child(0));
+    tables.add_child(child(1));
     tables.set_want(child(0), ApplicationId(raw(3, 0)), true);
     tables.set_want(child(1), ApplicationId(raw(3, 0)), true);
+    let own = node(0);
+    tables.set(Writer::Own, own.key(), Some(own.clone()));
+    assert!(tables.row_up(own.key()).is_some());
+    tables.set(Writer::Parent, own.key(), Some(own.clone()));
+    assert!(tables.row_up(own.key()).is_none());
     let row = instance(0, 0, 0, true);
     tables.set(Writer::Child(child(0)), row.key(), Some(row.clone()));
-    assert!(tables.row_up(row.key()).is_some());
     assert!(tables.row_for(child(0), row.key()).is_none() && tables.row_for(child(1), row.key()).is_some());
     tables.set(Writer::Parent, row.key(), None);
     assert!(tables.row(row.key()).is_some(), "it is not the parent's to remove");
     tables.remove_child(child(0));
     assert!(tables.row(row.key()).is_none());
-    tables.set(Writer::Parent, row.key(), Some(row.clone()));
-    assert!(tables.row_up(row.key()).is_none());
 }
 
 #[derive(Debug, Clone)]

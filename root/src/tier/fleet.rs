@@ -52,11 +52,12 @@ impl RootTier {
         let member = changed.map_err(Refusal::from)?;
         match change {
             Change::Approve => {
-                self.admit(&member);
+                self.admit(&member, now, out);
                 self.children.set_cordoned(id, member.cordoned);
             }
             Change::Revoke => {
                 self.children.remove_child(id);
+                self.remove_from_overlay(id, now, out);
                 out.acts.push(Act::Expel(ClusterId(id.0)));
             }
             Change::Cordon | Change::Uncordon => self.children.set_cordoned(id, member.cordoned),
@@ -66,13 +67,14 @@ impl RootTier {
     }
 
     /// Lets an active cluster open sessions.
-    fn admit(&mut self, member: &Member) {
+    fn admit(&mut self, member: &Member, now: Now, out: &mut Output<Act>) {
         if member.state == MemberState::Active && !self.children.is_known(member.id) {
             let profile = Profile {
                 name: member.name.clone(),
                 ..Profile::default()
             };
             self.children.add_child(member.id, profile, member.cordoned);
+            self.add_to_overlay(member.id, now, out);
         }
     }
 
@@ -92,7 +94,7 @@ impl RootTier {
         }
         let member = joined.map_err(Refusal::from)?;
         out.writes.push(model::put("member", &member.id, None, &member));
-        self.admit(&member);
+        self.admit(&member, now, out);
         let about = format!("cluster/{}", member.name);
         let message = match member.state {
             MemberState::Pending => "the cluster asks to join; `roble approve cluster` lets it",

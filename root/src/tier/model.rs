@@ -3,6 +3,7 @@
 use roble_core::descriptor::ServiceDescriptor;
 use roble_core::ids::{ApplicationId, OrganizationId, ServiceId, UserId};
 use roble_core::orchestrator::PlacementRecord;
+use roble_core::overlay::row::Policy;
 use roble_core::spec::InstanceSpec;
 use roble_core::tier::Write;
 use roble_core::time::Timestamp;
@@ -10,6 +11,7 @@ use roble_proto::rest::Finding;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// An organization: owns everything that users make.
@@ -102,6 +104,9 @@ pub struct Service {
     pub epoch_floor: u64,
     /// To be gone once every instance is.
     pub deleting: bool,
+    /// Its IPv4 service addresses.
+    #[serde(default)]
+    pub addresses: BTreeMap<Policy, Ipv4Addr>,
     /// What the descriptor asked for that is not honoured.
     pub warnings: Vec<Finding>,
     /// When it was made.

@@ -36,6 +36,7 @@ impl RootTier {
         // Everything is checked before anything is changed.
         for application in &parsed.descriptor.applications {
             self.check_requested_id(organization, application)?;
+            self.check_addresses(organization, application)?;
         }
         let warnings: Vec<Finding> = parsed.warnings.iter().map(finding).collect();
         let mut services = Vec::new();
@@ -156,6 +157,7 @@ impl RootTier {
                     replicas: spec.replicas,
                     specs: BTreeMap::from([(1, spec.template.clone())]),
                     epoch_floor: 0,
+                    addresses: BTreeMap::new(),
                     deleting: false,
                     warnings,
                     created_at: now.wall,
@@ -172,7 +174,7 @@ impl RootTier {
             change,
         };
         if !dry_run {
-            self.save_service(service, out);
+            self.save_service(service, now, out);
             let (code, message) = match change {
                 Change::Created => ("created", "the service was created"),
                 Change::Updated => ("updated", "the service was changed"),
@@ -188,7 +190,8 @@ impl RootTier {
         applied
     }
 
-    fn save_service(&mut self, mut service: Service, out: &mut Output<Act>) {
+    fn save_service(&mut self, mut service: Service, now: Now, out: &mut Output<Act>) {
+        self.give_addresses(&mut service, now, out);
         let used: Vec<u64> = self
             .instances_of(service.id)
             .iter()
@@ -232,7 +235,7 @@ impl RootTier {
             service.replicas = replicas;
             service.descriptor.replicas = replicas;
             service.updated_at = now.wall;
-            self.save_service(service.clone(), out);
+            self.save_service(service.clone(), now, out);
             self.happen(
                 Some(organization),
                 Happening {
@@ -311,7 +314,7 @@ impl RootTier {
             service.replicas = 0;
             service.updated_at = now.wall;
             let organization = service.organization;
-            self.save_service(service, out);
+            self.save_service(service, now, out);
             let event = Happening {
                 about: path.clone(),
                 code: "deleting",
@@ -321,7 +324,7 @@ impl RootTier {
         }
         let remaining = self.instances_of(id).len() as u32;
         if remaining == 0 {
-            self.end_service(id, out);
+            self.end_service(id, now, out);
         }
         (path, remaining)
     }
@@ -330,6 +333,7 @@ impl RootTier {
     pub(super) fn forget(&mut self, instance: InstanceId, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) {
         self.wished.remove(&instance);
         self.told.remove(&instance);
+        self.publish_instance(instance);
         let Some(service) = self.services.get(&instance.service) else {
             out.writes.push(Write::delete("instance", instance));
             return;
@@ -345,14 +349,15 @@ impl RootTier {
         self.happen(Some(organization), event, now, rng, out);
         self.rollout.insert(instance.service);
         if self.instances_of(instance.service).is_empty() {
-            self.end_service(instance.service, out);
+            self.end_service(instance.service, now, out);
         }
     }
 
-    fn end_service(&mut self, id: ServiceId, out: &mut Output<Act>) {
-        let Some(service) = self.services.get(&id).filter(|service| service.deleting) else {
+    fn end_service(&mut self, id: ServiceId, now: Now, out: &mut Output<Act>) {
+        let Some(service) = self.services.get(&id).filter(|service| service.deleting).cloned() else {
             return;
         };
+        self.end_addresses(&service, now, out);
         let application = service.application;
         out.writes.push(Write::delete("service", id).of(service.organization));
         self.services.remove(&id);

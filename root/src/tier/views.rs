@@ -102,6 +102,7 @@ impl RootTier {
             resources: spec.map_or(Resources::ZERO, |spec| spec.resources),
             ports: service.descriptor.ports.clone(),
             descriptor: serde_json::to_value(&service.descriptor).unwrap_or_default(),
+            addresses: self.overlay.addresses_of(service.id),
             created_at: service.created_at,
             updated_at: service.updated_at,
         }
@@ -132,6 +133,8 @@ impl RootTier {
             node_address: status.node_address,
             ports: status.ports,
             image_digest: status.image_digest,
+            addresses: status.addresses,
+            service_addresses: self.overlay.addresses_of_instance(instance),
             age_ms: holder
                 .and_then(|child| orchestrator.child(child, now))
                 .and_then(|child| child.silent_ms),

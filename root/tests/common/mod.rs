@@ -51,6 +51,7 @@ pub fn settings(folder: &Path) -> Settings {
         session: Duration::from_secs(3_600),
         audit: AuditLimits::default(),
         drain: Duration::from_millis(500),
+        plan: Default::default(),
     }
 }
 

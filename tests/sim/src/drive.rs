@@ -12,6 +12,7 @@ use roble_cluster::tier as cluster;
 use roble_core::tier::{Output, Tier, Write};
 use roble_link::set::digest;
 use roble_node::tier as node;
+use roble_proto::topics::Branch;
 use roble_proto::wire;
 use roble_root::tier as root;
 
@@ -71,7 +72,9 @@ impl World {
                 if self.links[link].parent == Some(connection) {
                     self.links[link].parent = None;
                     let event = match self.child_of(link) {
-                        Who::Node(index) => Input::Cluster(Box::new(cluster::Event::NodeDown(self.nodes[index].id))),
+                        Who::Node(index) => {
+                            Input::Cluster(Box::new(cluster::Event::NodeDown(self.nodes[index].id, Branch::Engine)))
+                        }
                         Who::Cluster(index) => Input::Root(Box::new(root::Event::Down(self.clusters[index].id))),
                         Who::Root => return,
                     };
@@ -231,7 +234,9 @@ impl World {
         let Who::Cluster(index) = who else { return };
         match act {
             cluster::Act::SendUp(frame) => self.send(index, UP, frame.encode_to_vec()),
-            cluster::Act::SendNode(node, bytes) => {
+            // No net managers here.
+            cluster::Act::SendNode(_, Branch::Net, _) => {}
+            cluster::Act::SendNode(node, Branch::Engine, bytes) => {
                 let found = self.nodes.iter().position(|host| host.id == node);
                 if let Some(node) = found {
                     let link = self.link_of(Who::Node(node));
@@ -306,7 +311,11 @@ impl World {
         );
         let input = match (self.child_of(link), direction) {
             (Who::Node(_), DOWN) => Input::Node(Box::new(node::Event::Message(bytes))),
-            (Who::Node(index), _) => Input::Cluster(Box::new(cluster::Event::NodeMessage(self.nodes[index].id, bytes))),
+            (Who::Node(index), _) => Input::Cluster(Box::new(cluster::Event::NodeMessage(
+                self.nodes[index].id,
+                Branch::Engine,
+                bytes,
+            ))),
             (Who::Cluster(index), direction) => {
                 let Ok(frame) = wire::Frame::decode(bytes.as_slice()) else {
                     return;

@@ -142,6 +142,7 @@ impl Host {
                 State::Ended(exit) => ObservedState::Ended(exit),
             };
             Some(Observed {
+                addresses: Vec::new(),
                 instance: *instance,
                 version: container.version.clone(),
                 state,
@@ -288,6 +289,7 @@ impl World {
                         container.state = State::Running;
                         self.started(index, instance);
                         Ok(StartedInfo {
+                            addresses: Vec::new(),
                             started_at: wall,
                             image_digest: None,
                         })

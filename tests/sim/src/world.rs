@@ -252,6 +252,7 @@ impl World {
                     uplink: CHILD_CLOCKS,
                     software: "sim".to_owned(),
                     pin: "00".repeat(32),
+                    is_new: false,
                 },
                 id,
             });
@@ -399,6 +400,7 @@ impl World {
                     pin: "00".repeat(32),
                     session_ms: 1_000_000_000,
                     audit: AuditLimits::default(),
+                    plan: Default::default(),
                 };
                 let (tier, writes, bad) = RootTier::new(config, &records, now, &mut self.rng);
                 self.root.disk.write(t, writes);
