@@ -329,7 +329,7 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
     }
     let certificates = Certificates::new(settings, clock.clone())?;
     let store = opened.store;
-    let records = shell::load(&*store, &["audit"]).await.map_err(failed)?;
+    let records = shell::records(opened.records, &["audit"]).map_err(failed)?;
     let config = RootConfig {
         clocks: settings.clocks,
         software: env!("CARGO_PKG_VERSION").to_owned(),
