@@ -346,6 +346,8 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
     shell::write(&*store, writes).await?;
     tracing::info!(records = records.len(), store = %settings.backend, "state loaded");
     let is_invited = has_credential(&records);
+    // Freeing tens of thousands of them takes its time.
+    tokio::task::spawn_blocking(move || drop(records));
     let is_first = tier.is_untouched();
     Ok((
         certificates,
