@@ -113,7 +113,7 @@ impl Daemon {
         }
         let incomplete = Incomplete::open(folder, &opened)?;
         let store = opened.store.clone();
-        let records = shell::load(&*store, &[]).await.context("read the store")?;
+        let records = shell::records(opened.records, &[]).context("read the store")?;
 
         let revocations = Revocations::new();
         let lost = opened.set_aside.is_some() || (opened.fresh && is_known);

@@ -186,6 +186,9 @@ impl ClusterTier {
         if !complete {
             uplink.set_fresh();
         }
+        if !complete && !config.is_new {
+            children.set_fresh();
+        }
         let server = TableServer::new(ParentClocks::of_tables(&config.clocks), complete);
         let net = ChildEnd::new(config.uplink, rng.next_u64(), &config.software);
         let mut overlay = Overlay::new(net, server);

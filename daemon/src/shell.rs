@@ -10,7 +10,7 @@ use roble_core::ids::OrganizationId;
 use roble_core::tier::{Output, Record, Tier, Write};
 use roble_core::time::{Boottime, Now, Timestamp};
 use roble_store::{
-    Envelope, Key, KeyError, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Prefix, Scope, Store, StoreError, Transaction,
+    Envelope, Key, KeyError, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Scope, Store, StoreError, Transaction, Versioned,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,31 +58,24 @@ pub fn now(clock: &dyn Clock) -> Now {
     }
 }
 
-/// Everything in the store, as records. Of the kinds in `names_only`, which are read one by one with [`read`] when they are
-/// asked for, only the names: their values are empty.
+/// What was found in the store when it was opened, as records. Of the kinds in `names_only`, which are read one by one with
+/// [`read`] when they are asked for, only the names: their values are empty.
 ///
 /// # Errors
-/// [`StoreError`], also if a record has a newer schema than this build knows.
-pub async fn load(store: &dyn Store, names_only: &[&str]) -> Result<Vec<Record>, StoreError> {
-    let mut records = Vec::new();
-    let mut after: Option<Key> = None;
-    loop {
-        let page = store.list(&Prefix::all(), after.as_ref(), 1_000).await?;
-        for (key, versioned) in page.entries {
-            let (_, value) = versioned.envelope.read(SCHEMA)?;
-            let read = record(key.as_str(), value).map(|mut record| {
-                if names_only.contains(&record.kind.as_str()) {
-                    record.value = Vec::new();
-                }
-                record
-            });
-            records.extend(read);
+/// [`StoreError::NewerSchema`] if a record has a newer schema than this build knows.
+pub fn records(found: Vec<(Key, Versioned)>, names_only: &[&str]) -> Result<Vec<Record>, StoreError> {
+    let mut records = Vec::with_capacity(found.len());
+    for (key, versioned) in found {
+        versioned.envelope.read(SCHEMA)?;
+        let Some(mut record) = record(key.as_str()) else {
+            continue;
+        };
+        if !names_only.contains(&record.kind.as_str()) {
+            record.value = versioned.envelope.payload.into();
         }
-        after = page.next;
-        if after.is_none() {
-            return Ok(records);
-        }
+        records.push(record);
     }
+    Ok(records)
 }
 
 /// One record of an organization; `None` if there is none.
@@ -108,8 +101,8 @@ pub async fn read(
     Ok(Some(value.to_vec()))
 }
 
-/// `o/<organization>/<kind>/<id>` and `s/<kind>/<id>`; anything else is not a record of a tier.
-fn record(key: &str, value: &[u8]) -> Option<Record> {
+/// `o/<organization>/<kind>/<id>` and `s/<kind>/<id>`, still without value; anything else is not a record of a tier.
+fn record(key: &str) -> Option<Record> {
     let mut parts = key.splitn(2, '/');
     let (organization, rest) = match (parts.next()?, parts.next()?) {
         ("s", rest) => (None, rest),
@@ -124,7 +117,7 @@ fn record(key: &str, value: &[u8]) -> Option<Record> {
         organization,
         kind: kind.to_owned(),
         id: id.to_owned(),
-        value: value.to_vec(),
+        value: Vec::new(),
     })
 }
 

@@ -68,10 +68,7 @@ impl Source for Orders<'_> {
 impl Children {
     /// No children yet. `complete`: the wishes known here are whole, so that children may delete what is not in them.
     pub fn new(level: Level, clocks: Clocks, complete: bool, started: Boottime) -> Self {
-        let mut orchestrator = Orchestrator::new(level, clocks, started);
-        if !complete {
-            orchestrator.set_fresh();
-        }
+        let orchestrator = Orchestrator::new(level, clocks, started);
         Self {
             level,
             clocks: ParentClocks {
@@ -83,6 +80,11 @@ impl Children {
             ends: BTreeMap::new(),
             out: Vec::new(),
         }
+    }
+
+    /// See [`Orchestrator::set_fresh`].
+    pub const fn set_fresh(&mut self) {
+        self.orchestrator.set_fresh();
     }
 
     /// What is known and decided.

@@ -78,7 +78,7 @@ pub async fn run(
     if let Some(damaged) = &opened.set_aside {
         tracing::error!(file = %damaged.display(), "the store was damaged and set aside; the cluster tells everything again");
     }
-    let records = shell::load(&*opened.store, &[]).await.context("read the store")?;
+    let records = shell::records(opened.records, &[]).context("read the store")?;
     let mut rng = OsRandomness.generator();
     let clocks = ChildClocks {
         beat_ms: BEAT_MS,

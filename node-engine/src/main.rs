@@ -74,7 +74,7 @@ async fn run(settings: NodeSettings, shutdown: Shutdown) -> anyhow::Result<()> {
         tracing::error!(file = %damaged.display(), "the store was damaged and set aside; what runs goes on, the rest comes from the cluster");
     }
     let mut incomplete = Incomplete::open(&settings.state_dir, &opened)?;
-    let records = shell::load(&*opened.store, &[]).await.context("read the store")?;
+    let records = shell::records(opened.records, &[]).context("read the store")?;
     let mut rng = OsRandomness.generator();
     let node = NodeConfig {
         name: settings.name.clone(),

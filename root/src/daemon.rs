@@ -329,7 +329,7 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
     }
     let certificates = Certificates::new(settings, clock.clone())?;
     let store = opened.store;
-    let records = shell::load(&*store, &["audit"]).await.map_err(failed)?;
+    let records = shell::records(opened.records, &["audit"]).map_err(failed)?;
     let config = RootConfig {
         clocks: settings.clocks,
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -347,6 +347,8 @@ async fn restore(settings: &Settings, clock: &Arc<VerifierClock>) -> Result<(Cer
     shell::write(&*store, writes).await?;
     tracing::info!(records = records.len(), store = %settings.backend, "state loaded");
     let is_invited = has_credential(&records);
+    // Freeing tens of thousands of them takes its time.
+    tokio::task::spawn_blocking(move || drop(records));
     let is_first = tier.is_untouched();
     Ok((
         certificates,

@@ -10,6 +10,7 @@ mod fleet;
 pub mod model;
 mod overlay;
 mod services;
+mod stored;
 pub mod tenant;
 mod views;
 
@@ -36,6 +37,7 @@ use roble_proto::rest::{CreateToken, JoinRequest, Login};
 use roble_proto::wire;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use stored::Stored;
 
 /// How many events are kept.
 const EVENTS: usize = 2_000;
@@ -335,40 +337,23 @@ impl RootTier {
         let mut bad = Vec::new();
         let mut profiles = BTreeMap::new();
         let mut instances: Vec<(InstanceId, InstanceRecord)> = Vec::new();
-        for record in records {
-            let value = &record.value;
-            let read = match record.kind.as_str() {
-                "organization" => model::read(value).map(|o: Organization| drop(self.organizations.insert(o.id, o))),
-                "user" => model::read(value).map(|u: User| drop(self.users.insert(u.id, u))),
-                "session" => model::read(value).map(|s: Session| drop(self.sessions.insert(s.token_sha256.clone(), s))),
-                "credential" => {
-                    model::read(value).map(|c: Credential| drop(self.credentials.insert(c.sha256.clone(), c)))
-                }
-                "application" => model::read(value).map(|a: Application| drop(self.applications.insert(a.id, a))),
-                "service" => model::read(value).map(|s: Service| drop(self.services.insert(s.id, s))),
-                "instance" => match record.id.parse() {
-                    Ok(id) => model::read(value).map(|i: InstanceRecord| instances.push((id, i))),
-                    Err(error) => Err(error.to_string()),
-                },
-                "member" => model::read(value).map(|m: Member| self.registry.restore_member(m)),
-                "token" => model::read(value).map(|t| self.registry.restore_token(t)),
-                "audit" => match (record.id.parse(), record.organization) {
-                    (Ok(id), Some(organization)) => {
-                        self.audit.insert(id, organization);
-                        Ok(())
-                    }
-                    _ => Err("not an audit record's name".to_owned()),
-                },
-                overlay::BLOCK => model::read(value).map(|block| self.overlay.restore_block(&block)),
-                overlay::RESTED => match record.id.parse() {
-                    Ok(address) => model::read(value).map(|since| self.overlay.restore_rested(address, since)),
-                    Err(_) => Err("not an address".to_owned()),
-                },
-                "profile" => model::read(value).map(|p: Profile| drop(profiles.insert(record.id.clone(), p))),
-                _ => Ok(()),
-            };
-            if let Err(error) = read {
-                bad.push(format!("{} {}: {error}", record.kind, record.id));
+        for read in stored::read_all(records) {
+            match read {
+                Ok(Stored::Organization(it)) => drop(self.organizations.insert(it.id, it)),
+                Ok(Stored::User(it)) => drop(self.users.insert(it.id, it)),
+                Ok(Stored::Session(it)) => drop(self.sessions.insert(it.token_sha256.clone(), it)),
+                Ok(Stored::Credential(it)) => drop(self.credentials.insert(it.sha256.clone(), it)),
+                Ok(Stored::Application(it)) => drop(self.applications.insert(it.id, it)),
+                Ok(Stored::Service(it)) => drop(self.services.insert(it.id, *it)),
+                Ok(Stored::Instance(id, it)) => instances.push((id, *it)),
+                Ok(Stored::Member(it)) => self.registry.restore_member(*it),
+                Ok(Stored::Token(it)) => self.registry.restore_token(*it),
+                Ok(Stored::Audit(id, organization)) => drop(self.audit.insert(id, organization)),
+                Ok(Stored::Profile(member, it)) => drop(profiles.insert(member, *it)),
+                Ok(Stored::Block(it)) => self.overlay.restore_block(&it),
+                Ok(Stored::Rested(address, since)) => self.overlay.restore_rested(address, since),
+                Ok(Stored::Foreign) => {}
+                Err(error) => bad.push(error),
             }
         }
         let active = |member: &&Member| member.state == MemberState::Active;

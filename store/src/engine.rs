@@ -91,15 +91,15 @@ fn parse_key(key: &[u8]) -> Result<Key, StoreError> {
     })
 }
 
-/// Reads everything once and compares it with what the state record promises.
-pub(crate) fn verify<E: Engine + ?Sized>(engine: &E, state: &State) -> Result<(), StoreError> {
+/// Reads everything once, compares it with what the state record promises, and hands it out in key order.
+pub(crate) fn verify<E: Engine + ?Sized>(engine: &E, state: &State) -> Result<Vec<(Key, Versioned)>, StoreError> {
+    let mut records = Vec::new();
     let mut found = State {
         count: 0,
         digest: 0,
         ..*state
     };
     engine.scan("", None, &mut |key, stored| {
-        parse_key(key)?;
         let (value, checksum) = decode(key, stored)?;
         if value.revision > state.revision {
             return Err(StoreError::Damaged {
@@ -107,10 +107,11 @@ pub(crate) fn verify<E: Engine + ?Sized>(engine: &E, state: &State) -> Result<()
             });
         }
         found.add(checksum);
+        records.push((parse_key(key)?, value));
         Ok(true)
     })?;
     if found == *state {
-        return Ok(());
+        return Ok(records);
     }
     Err(StoreError::Damaged {
         what: format!(

@@ -11,11 +11,12 @@ use crate::embedded::Embedded;
 use crate::engine::{Engine, guard, verify};
 use crate::error::StoreError;
 use crate::folder::{Folder, make_private_folder, open_private, remove, restrict_file};
+use crate::key::Key;
 use crate::memory::MemoryStore;
 use crate::record::{FORMAT, State};
 use crate::redb::RedbEngine;
 use crate::sled::SledEngine;
-use crate::store::Store;
+use crate::store::{Store, Versioned};
 
 /// The backends that [`open`] knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -112,6 +113,8 @@ pub struct Opened {
     pub set_aside: Option<PathBuf>,
     /// Why the earlier store was given up, if that happened in this very call.
     pub damage: Option<String>,
+    /// All that the store holds, in key order: opening has read and checked it anyway.
+    pub records: Vec<(Key, Versioned)>,
 }
 
 impl fmt::Debug for Opened {
@@ -120,13 +123,14 @@ impl fmt::Debug for Opened {
             .field("fresh", &self.fresh)
             .field("set_aside", &self.set_aside)
             .field("damage", &self.damage)
+            .field("records", &self.records.len())
             .finish_non_exhaustive()
     }
 }
 
 /// Opens the store in the folder `path`, making it if there is none. `memory` ignores `path`.
 ///
-/// Reads and checks every record. A damaged store is moved to `<name>.damaged-<seconds since 1970>` inside the
+/// Reads, checks and hands out every record. A damaged store is moved to `<name>.damaged-<seconds since 1970>` inside the
 /// folder and replaced by an empty one; [`Opened`] tells. Blocking work happens on a thread of its own.
 ///
 /// # Errors
@@ -140,6 +144,7 @@ pub async fn open(kind: BackendKind, path: &Path, options: &OpenOptions) -> Resu
             fresh: true,
             set_aside: None,
             damage: None,
+            records: Vec::new(),
         });
     }
     let (path, options) = (path.to_owned(), options.clone());
@@ -149,6 +154,7 @@ pub async fn open(kind: BackendKind, path: &Path, options: &OpenOptions) -> Resu
         fresh: report.fresh,
         set_aside: report.set_aside,
         damage: report.damage,
+        records: report.records,
     })
 }
 
@@ -157,6 +163,7 @@ pub(crate) struct Report {
     pub fresh: bool,
     pub set_aside: Option<PathBuf>,
     pub damage: Option<String>,
+    pub records: Vec<(Key, Versioned)>,
 }
 
 /// An engine whose content was checked, in its locked folder.
@@ -165,6 +172,13 @@ pub(crate) struct Ready {
     pub folder: Folder,
     pub state: State,
     pub report: Report,
+}
+
+/// What [`open_checked`] found.
+struct Checked {
+    engine: Box<dyn Engine>,
+    state: State,
+    records: Vec<(Key, Versioned)>,
 }
 
 fn open_folder(kind: BackendKind, path: &Path, options: &OpenOptions) -> Result<Ready, StoreError> {
@@ -193,7 +207,7 @@ fn open_folder(kind: BackendKind, path: &Path, options: &OpenOptions) -> Result<
     let mut damage = None;
     if file.try_exists().map_err(io)? {
         match guard("open the store", || open_checked(kind, &folder, &file, marked, options)) {
-            Ok((engine, state)) => return ready(kind, engine, folder, state, None),
+            Ok(checked) => return ready(kind, checked, folder, mark, None),
             Err(StoreError::Damaged { what }) => {
                 let target = folder.set_aside(&name)?;
                 error!(path = %target.display(), reason = %what, "damaged store set aside");
@@ -212,8 +226,8 @@ fn open_folder(kind: BackendKind, path: &Path, options: &OpenOptions) -> Result<
     std::fs::rename(&new, &file).map_err(|e| StoreError::io("put the new store in place", e))?;
     folder.sync()?;
     info!(path = %file.display(), "new store made");
-    let (engine, state) = guard("open the store", || open_checked(kind, &folder, &file, marked, options))?;
-    ready(kind, engine, folder, state, damage)
+    let checked = guard("open the store", || open_checked(kind, &folder, &file, marked, options))?;
+    ready(kind, checked, folder, mark, damage)
 }
 
 fn check_format(folder: &Folder, found: u16) -> Result<(), StoreError> {
@@ -253,7 +267,7 @@ fn open_checked(
     file: &Path,
     marked: u64,
     options: &OpenOptions,
-) -> Result<(Box<dyn Engine>, State), StoreError> {
+) -> Result<Checked, StoreError> {
     let engine: Box<dyn Engine> = match kind {
         BackendKind::Sled => Box::new(SledEngine::open(file, options.cache_bytes)?),
         _ => {
@@ -276,20 +290,25 @@ fn open_checked(
             what: format!("revision {} found, {marked} was acknowledged", state.revision),
         });
     }
-    verify(&*engine, &state)?;
-    Ok((engine, state))
+    let records = verify(&*engine, &state)?;
+    Ok(Checked { engine, state, records })
 }
 
+/// `mark`: what the folder's mark says now.
 fn ready(
     kind: BackendKind,
-    engine: Box<dyn Engine>,
+    checked: Checked,
     folder: Folder,
-    state: State,
+    mark: Option<(u16, u64)>,
     damage: Option<String>,
 ) -> Result<Ready, StoreError> {
-    let mark = |source| StoreError::io("write the store's mark", source);
-    folder.write_mark(state.format, state.revision).map_err(mark)?;
-    folder.sync_mark().map_err(mark)?;
+    let Checked { engine, state, records } = checked;
+    let io = |source| StoreError::io("write the store's mark", source);
+    // Written again, it would have to reach the disk again.
+    if mark != Some((state.format, state.revision)) {
+        folder.write_mark(state.format, state.revision).map_err(io)?;
+    }
+    folder.sync_mark().map_err(io)?;
     let fresh = state.revision == state.base;
     let set_aside = if fresh {
         folder.last_set_aside(&kind.file_name())?
@@ -304,6 +323,7 @@ fn ready(
             fresh,
             set_aside,
             damage,
+            records,
         },
     })
 }

@@ -1,7 +1,10 @@
 //! Engine on redb: one file, copy-on-write pages, one fdatasync per group of commits.
 
+use std::fs::OpenOptions;
 use std::path::Path;
 
+use opening::Opening;
+use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, StorageError, TableDefinition, TableError,
 };
@@ -9,6 +12,8 @@ use redb::{
 use crate::engine::{Batch, Engine, Visit};
 use crate::error::StoreError;
 use crate::record::State;
+
+mod opening;
 
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -29,21 +34,22 @@ impl RedbEngine {
         Ok(engine)
     }
 
-    /// Opens the database at `path`, checking every page of it.
+    /// Opens the database at `path`, which is not empty, checking every page of it.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
-        let database = builder(cache_bytes)
-            .open(path)
-            .map_err(|e| open_error("open the file", e))?;
-        Ok(Self { database })
+        let attempt = "open the file";
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|e| StoreError::io(attempt, e))?;
+        Self::open_backend(FileBackend::new(file).map_err(|e| open_error(attempt, e))?, cache_bytes)
     }
 
     /// Opens whatever `backend` holds, as after a crash.
-    #[cfg(test)]
     pub fn open_backend(backend: impl StorageBackend, cache_bytes: usize) -> Result<Self, StoreError> {
-        let database = builder(cache_bytes).create_with_backend(backend);
-        Ok(Self {
-            database: database.map_err(|e| open_error("open the file", e))?,
-        })
+        let attempt = "open the file";
+        let opening = Opening::new(backend).map_err(|e| StoreError::io(attempt, e))?;
+        let database = builder(cache_bytes).create_with_backend(opening.clone());
+        let database = database.map_err(|e| open_error(attempt, e))?;
+        opening.finish().map_err(|e| StoreError::io(attempt, e))?;
+        Ok(Self { database })
     }
 }
 

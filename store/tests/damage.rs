@@ -86,6 +86,14 @@ async fn check(kind: BackendKind, template: &Path, records: usize, damage: impl 
         .await
         .expect("damage does not keep the store from opening");
     let found = count(&opened.store).await.expect("what opened can be read");
+    for (id, (at, record)) in opened.records.iter().enumerate() {
+        assert_eq!((at, &record.envelope), (&key(id), &value(id)));
+    }
+    assert_eq!(
+        opened.records.len(),
+        found,
+        "{kind}: opening hands out what the store holds"
+    );
     if opened.damage.is_none() {
         assert!(!opened.fresh && opened.set_aside.is_none());
         assert_eq!(found, records, "{kind}: records are missing and nobody was told");

@@ -462,7 +462,9 @@ async fn a_damaged_store_deletes_nothing_before_the_root_was_heard() {
     assert!(mark.exists());
     // A write, and another start: what was lost is still known to be lost.
     site.token(&NewToken::default()).await;
-    site.restart(&[]).await;
+    // Nodes that are not back yet are waited for no longer than this.
+    site.restart(&["--clocks-fence", "8500ms", "--clocks-replace", "9s"])
+        .await;
     assert!(mark.exists());
     assert_eq!(node.seen.lock().unwrap().running.len(), 1);
     root.come_back().await;

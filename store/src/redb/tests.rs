@@ -108,14 +108,11 @@ fn lose_power(steps: &[Step], end: usize, rng: &mut SmallRng) -> Vec<u8> {
     image
 }
 
-#[test]
-fn power_loss_at_any_step_keeps_every_acknowledged_commit() {
-    const SEED: u64 = 11;
-    let key = |id: u64| Key::new(&format!("s/test/{id}")).unwrap();
+/// The steps of 24 commits, the last disk closed, and the step counts at which each revision was acknowledged.
+fn fill(key: impl Fn(u64) -> Key) -> (Vec<Step>, Vec<usize>) {
     let disk = Disk::default();
     let mut state = State::new(0);
     let store = RedbEngine::create(disk.clone(), 1 << 20, &state).unwrap();
-    // Step counts at which each revision was acknowledged.
     let mut acks = vec![disk.steps().len()];
     for revision in 1..=24 {
         let payload = vec![revision as u8; 100 + 150 * revision as usize];
@@ -132,7 +129,14 @@ fn power_loss_at_any_step_keeps_every_acknowledged_commit() {
         acks.push(disk.steps().len());
     }
     drop(store);
-    let steps = disk.steps();
+    (disk.steps(), acks)
+}
+
+#[test]
+fn power_loss_at_any_step_keeps_every_acknowledged_commit() {
+    const SEED: u64 = 11;
+    let key = |id: u64| Key::new(&format!("s/test/{id}")).unwrap();
+    let (steps, acks) = fill(key);
     let mut rng = SmallRng::seed_from_u64(SEED);
     for end in acks[0]..=steps.len() {
         for _ in 0..2 {
@@ -159,4 +163,31 @@ fn power_loss_at_any_step_keeps_every_acknowledged_commit() {
         steps.len() - acks[0] + 1,
         2 * (steps.len() - acks[0] + 1)
     );
+}
+
+#[test]
+fn power_loss_while_opening_keeps_every_acknowledged_commit() {
+    const SEED: u64 = 12;
+    let (steps, acks) = fill(|id| Key::new(&format!("s/test/{id}")).unwrap());
+    let mut rng = SmallRng::seed_from_u64(SEED);
+    for killed in (acks[0]..steps.len()).step_by(11).chain([steps.len()]) {
+        // The process ends, the system does not: the next one sees all writes, synced or not.
+        let mut image = Vec::new();
+        steps[..killed].iter().for_each(|step| play(&mut image, step));
+        let disk = Disk(Arc::new(Mutex::new((image, steps[..killed].to_vec()))));
+        drop(RedbEngine::open_backend(disk.clone(), 1 << 20).unwrap());
+        let acked = acks.iter().rposition(|at| *at <= killed).unwrap() as u64;
+        let all = disk.steps();
+        for end in killed..=all.len() {
+            for _ in 0..2 {
+                let place = format!("seed {SEED} killed {killed} step {end}");
+                let image = Disk::with(lose_power(&all, end, &mut rng));
+                let store =
+                    RedbEngine::open_backend(image, 1 << 20).unwrap_or_else(|e| panic!("{place}: does not open: {e}"));
+                let found = store.state().unwrap().expect("made before the first step");
+                verify(&store, &found).unwrap_or_else(|e| panic!("{place}: {e}"));
+                assert!(found.revision >= acked, "{place}: {acked} acknowledged, {found:?}");
+            }
+        }
+    }
 }
