@@ -44,7 +44,14 @@ for process in $(find $groups -mindepth 2 -name cgroup.procs); do
 done
 expect "groups with processes" $count 2
 for address in 10.99.77.2 10.99.77.3; do
-    expect "http://$address:18080" "$(wget -q -T 20 -O - "http://$address:18080/" | head -n1 | cut -c1-19)" "hello from the edge"
+    # It runs before it listens.
+    tries=0
+    until wget -q -T 5 -O /tmp/answer "http://$address:18080/"; do
+        tries=$((tries + 1))
+        [ $tries -lt 20 ] || fail "http://$address:18080 does not answer"
+        sleep 1
+    done
+    expect "http://$address:18080" "$(head -n1 /tmp/answer | cut -c1-19)" "hello from the edge"
 done
 
 roble apply -f /roble/out-of-memory.yaml
