@@ -53,7 +53,7 @@ busybox=$(command -v busybox)
 cp "$busybox" "$root/bin/busybox"
 for program in $(busybox --list | grep -v "^busybox$"); do ln -s busybox "$root/bin/$program"; done
 # With the libraries and the loader that each names. These come before busybox in PATH.
-for program in containerd ctr containerd-shim-runc-v2 runc nft ip nsenter tar docker-registry htpasswd skopeo umoci; do
+for program in containerd ctr containerd-shim-runc-v2 runc nft ip nsenter tar curl docker-registry htpasswd skopeo umoci; do
     path=$(command -v "$program") || { echo "vm: $program is not installed" >&2; exit 1; }
     cp -L "$path" "$root/usr/bin/$program"
 done

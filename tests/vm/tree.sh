@@ -44,9 +44,9 @@ for process in $(find $groups -mindepth 2 -name cgroup.procs); do
 done
 expect "groups with processes" $count 2
 for address in 10.99.77.2 10.99.77.3; do
-    # It runs before it listens.
+    # It runs before it listens. Not busybox's wget: the static one crashes here.
     tries=0
-    until wget -q -T 5 -O /tmp/answer "http://$address:18080/"; do
+    until curl --silent --max-time 5 --output /tmp/answer "http://$address:18080/"; do
         tries=$((tries + 1))
         [ $tries -lt 20 ] || fail "http://$address:18080 does not answer"
         sleep 1
