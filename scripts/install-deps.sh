@@ -1,13 +1,16 @@
 #!/bin/sh
-# Installs what Roble needs on Debian or Ubuntu: to build, to run `roble dev`, and (with --tests) to run every test.
+# Installs what Roble needs on Debian or Ubuntu: to build, to run `roble dev`, (with --tests) to run every test, and (with
+# --vm) to run some of them in a virtual machine, tests/vm.
 # Says exactly what to do where it cannot help itself. Repeatable.
 set -eu
 
 rust_needed=1.95
 packages="containerd runc protobuf-compiler nftables iproute2 util-linux gcc libc6-dev ca-certificates curl"
-if [ "${1:-}" = "--tests" ]; then
-    packages="$packages mosquitto strace busybox-static docker-registry apache2-utils skopeo umoci"
-fi
+tests="mosquitto strace busybox-static docker-registry apache2-utils skopeo umoci"
+case ${1:-} in
+    --tests) packages="$packages $tests" ;;
+    --vm) packages="$packages $tests qemu-system-x86 e2fsprogs binutils" ;;
+esac
 
 missing=""
 for package in $packages; do

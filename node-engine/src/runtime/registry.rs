@@ -65,14 +65,17 @@ impl RegistryImage {
                 credentials(&text, &image.registry).map_err(error)?
             }
         };
-        let client = Client::new(ClientConfig {
+        // Not `Client::new`: with a configuration that it cannot take it goes on with its own, without our proxy and list of
+        // insecure registries, and panics on a machine without certificates of authorities.
+        let client = Client::try_from(ClientConfig {
             protocol: ClientProtocol::HttpsExcept(config.insecure_registries.clone()),
             connect_timeout: Some(Duration::from_secs(10)),
             read_timeout: Some(Duration::from_secs(60)),
             https_proxy: config.https_proxy.clone(),
             user_agent: concat!("roble-node/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
-        });
+        })
+        .map_err(|error| classify(image, error))?;
         client.store_auth_if_needed(self::host(&image.registry), &auth).await;
         Ok(Self {
             client,
@@ -295,5 +298,17 @@ mod tests {
         assert_eq!(find("127.0.0.1:5001"), RegistryAuth::Anonymous);
         assert!(credentials(b"{", "docker.io").is_err());
         assert!(credentials(br#"{"auths": {"x": {"auth": "%"}}}"#, "x").is_err());
+    }
+
+    /// Found in a virtual machine without certificates of authorities, where the client panicked.
+    #[tokio::test]
+    async fn a_client_that_cannot_be_made_is_an_error_and_never_one_of_another_configuration() {
+        let config = RegistryConfig {
+            https_proxy: Some("no proxy".to_owned()),
+            ..RegistryConfig::default()
+        };
+        let image = ImageReference::parse("r.example/app").expect("valid");
+        let error = RegistryImage::open(&config, &image).await.err().expect("must fail");
+        assert_eq!(error.code(), "registry-unreachable", "{error}");
     }
 }

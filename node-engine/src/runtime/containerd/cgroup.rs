@@ -35,7 +35,6 @@ pub(super) fn was_oom_killed(group: &str) -> bool {
     std::fs::read_to_string(folder("memory", group).join(file)).is_ok_and(|text| oom_kills(&text) > 0)
 }
 
-/// The count of `oom_kill` in `memory.events` (version 2) or `memory.oom_control` (version 1, Linux 4.13).
 /// Limits the processor time of `group`, which exists: so many microseconds in each period.
 ///
 /// # Errors
@@ -49,6 +48,7 @@ pub(super) fn set_cpu_quota(group: &str, quota: u64, period: u64) -> std::io::Re
     std::fs::write(folder.join("cpu.cfs_quota_us"), quota.to_string())
 }
 
+/// The count of `oom_kill` in `memory.events` (version 2) or `memory.oom_control` (version 1, Linux 4.13).
 fn oom_kills(text: &str) -> u64 {
     let counts = text.lines().filter_map(|line| line.strip_prefix("oom_kill "));
     counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()

@@ -242,8 +242,9 @@ impl Drop for Containerd {
 /// Removes a group and its children in every hierarchy; whether none is left.
 fn remove_groups(parent: &str) -> bool {
     let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-    let groups: Vec<_> = hierarchies.map(|hierarchy| hierarchy.path().join(parent)).collect();
-    for group in groups.iter().chain([&Path::new("/sys/fs/cgroup").join(parent)]) {
+    let mut groups: Vec<_> = hierarchies.map(|hierarchy| hierarchy.path().join(parent)).collect();
+    groups.push(Path::new("/sys/fs/cgroup").join(parent));
+    for group in &groups {
         for child in std::fs::read_dir(group).into_iter().flatten().flatten() {
             let _ = std::fs::remove_dir(child.path());
         }

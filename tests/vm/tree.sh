@@ -1,0 +1,77 @@
+#!/bin/sh
+# Inside the virtual machine of run.sh: a tree of two nodes, its limits and its want of memory, in control groups of version 2;
+# `roble dev down` leaves none.
+set -eu
+groups=/sys/fs/cgroup/roble-dev
+# What a person would look at, if something fails.
+show() {
+    trap - EXIT
+    echo "tree: failed; what it says:"
+    roble ps || true
+    roble explain hello/web.0 || true
+    for log in /var/lib/roble-dev/logs/*.log; do
+        echo "tree: $log"
+        grep -v level=info "$log" | tail -n 12 | cut -c1-600
+    done
+    exit 1
+} >&2
+trap show EXIT
+fail() {
+    echo "tree: $*" >&2
+    exit 1
+}
+expect() { # WHAT HAS WANTED
+    [ "$2" = "$3" ] || fail "$1 is '$2', not '$3'"
+    echo "tree: $1 is $2"
+}
+
+roble dev up
+roble dev import /roble/roble-hello.tar
+roble apply -f /roble/hello.yaml
+roble wait hello/web --for running --timeout 120s
+roble ps
+count=0
+for process in $(find $groups -mindepth 2 -name cgroup.procs); do
+    group=$(dirname "$process")
+    [ -n "$(cat "$process")" ] || continue
+    count=$((count + 1))
+    expect "$group: cpu.max" "$(cat "$group/cpu.max")" "5000 100000"
+    expect "$group: cpu.weight" "$(cat "$group/cpu.weight")" "2"
+    expect "$group: memory.max" "$(cat "$group/memory.max")" 33554432
+    # Where the kernel cannot limit swap there is no such file.
+    [ ! -e "$group/memory.swap.max" ] || expect "$group: memory.swap.max" "$(cat "$group/memory.swap.max")" 0
+    expect "$group: pids.max" "$(cat "$group/pids.max")" 512
+done
+expect "groups with processes" $count 2
+for address in 10.99.77.2 10.99.77.3; do
+    # It runs before it listens. Not busybox's wget: the static one crashes here.
+    tries=0
+    until curl --silent --max-time 5 --output /tmp/answer "http://$address:18080/"; do
+        tries=$((tries + 1))
+        [ $tries -lt 20 ] || fail "http://$address:18080 does not answer"
+        sleep 1
+    done
+    expect "http://$address:18080" "$(head -n1 /tmp/answer | cut -c1-19)" "hello from the edge"
+done
+
+roble apply -f /roble/out-of-memory.yaml
+tries=0
+until roble get instance hungry/once.0 -o json >/tmp/instance && grep -q out-of-memory /tmp/instance; do
+    tries=$((tries + 1))
+    [ $tries -lt 60 ] || fail "out-of-memory is not told: $(cat /tmp/instance)"
+    sleep 1
+done
+echo "tree: told of want of memory: $(grep -A3 out-of-memory /tmp/instance | tr -d '\n')"
+roble get service hello/web -o json | grep -q '"running": *2' || fail "the others do not run on"
+
+roble delete app hungry --wait
+roble delete app hello --wait
+expect "groups left after the delete" "$(find $groups -mindepth 2 -type d)" ""
+# What still runs goes down with the tree.
+roble apply -f /roble/hello.yaml
+roble wait hello/web --for running --timeout 120s
+roble dev down
+expect "groups left after roble dev down" "$(find /sys/fs/cgroup -mindepth 1 -type d)" ""
+expect "links left" "$(ip -o link | grep -c roble || true)" 0
+expect "mounts left" "$(grep -c roble-dev /proc/mounts || true)" 0
+trap - EXIT
