@@ -7,6 +7,7 @@
 //! | [`service`] | the one owner of the state: writes it, then brings the datapath to it |
 //! | [`datapath`] | the seam to the kernel, real and in memory |
 //! | [`api`] | the local HTTP API on a Unix socket |
+//! | [`dns`] | names for containers, on the gateway addresses |
 //! | [`metrics`] | what is counted |
 //!
 //! Invariants:
@@ -17,6 +18,7 @@
 pub mod api;
 pub mod config;
 pub mod datapath;
+pub mod dns;
 pub mod metrics;
 pub mod service;
 pub mod state;
