@@ -8,6 +8,7 @@
 //! | [`datapath`] | the seam to the kernel, real and in memory |
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
+//! | [`dns`] | names for containers, on the gateway addresses |
 //! | [`metrics`] | what is counted |
 //!
 //! Invariants:
@@ -18,6 +19,7 @@
 pub mod api;
 pub mod config;
 pub mod datapath;
+pub mod dns;
 pub mod metrics;
 pub mod service;
 pub mod session;

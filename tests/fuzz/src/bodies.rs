@@ -90,6 +90,11 @@ pub const BODIES: &[Body] = &[
         corpus: &["corpus/certificate"],
         run: certificate,
     },
+    Body {
+        name: "dns",
+        corpus: &["corpus/dns"],
+        run: roble_net::dns::fuzz_query,
+    },
 ];
 
 /// Key of the items that are read on their own.

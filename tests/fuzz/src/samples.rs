@@ -36,6 +36,7 @@ pub fn write() -> anyhow::Result<()> {
         ("token", tokens()?),
         ("name", names()?),
         ("certificate", certificates()?),
+        ("dns", queries()),
     ] {
         let folder = crate::root().join("corpus").join(folder);
         std::fs::create_dir_all(&folder)?;
@@ -47,6 +48,38 @@ pub fn write() -> anyhow::Result<()> {
 }
 
 type Samples = Vec<(&'static str, Vec<u8>)>;
+
+/// Queries for names: ours, of a policy, reverse, upstream; with and without EDNS.
+fn queries() -> Samples {
+    let query = |name: &str, qtype: u8, has_edns: bool| {
+        let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(has_edns)];
+        for label in name.split('.') {
+            bytes.push(u8::try_from(label.len()).expect("a short label"));
+            bytes.extend(label.as_bytes());
+        }
+        bytes.extend([0, 0, qtype, 0, 1]);
+        if has_edns {
+            // The root, OPT, 1,232 bytes, no flags, no options.
+            bytes.extend([0, 0, 41, 0x04, 0xd0, 0, 0, 0, 0, 0, 0]);
+        }
+        bytes
+    };
+    vec![
+        ("a", query("web.shop.roble", 1, false)),
+        ("aaaa-closest", query("closest.WEB.shop.test.roble", 28, true)),
+        ("srv", query("web.shop.roble", 33, true)),
+        ("ptr", query("3.11.18.10.in-addr.arpa", 12, false)),
+        (
+            "ptr-v6",
+            query(
+                "3.0.b.0.2.1.a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.c.f.ip6.arpa",
+                12,
+                true,
+            ),
+        ),
+        ("other", query("example.com", 1, true)),
+    ]
+}
 
 fn node(number: u8) -> NodeId {
     NodeId(RawId::from_bytes([number; 12]))
