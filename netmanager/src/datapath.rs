@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod kernel;
 pub mod link;
 pub mod memory;
+pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod sockets;
@@ -15,7 +16,9 @@ pub mod sysctl;
 
 use async_trait::async_trait;
 use roble_core::overlay::block::Block;
+use roble_core::overlay::plan::Plan;
 use roble_core::ports::{PortMapping, Protocol};
+use roble_proto::local_net::Tenant;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -66,10 +69,12 @@ pub struct Endpoint {
     pub link: LinkName,
     /// Its namespace.
     pub netns: PathBuf,
-    /// Its address.
+    /// Its address; the IPv6 one is [`Plan::endpoint_v6`] of it.
     pub address: Ipv4Addr,
     /// Ports of the node that lead to it.
     pub ports: Vec<PortMapping>,
+    /// Which instance it is, and whose; without one it has no part in services.
+    pub tenant: Option<Tenant>,
 }
 
 impl Endpoint {
@@ -83,6 +88,8 @@ impl Endpoint {
 /// Everything that shall be in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatapathConfig {
+    /// The tree's ranges.
+    pub plan: Plan,
     /// The node's block of endpoint addresses.
     pub range: Block,
     /// Attached containers; links, namespaces, addresses and published ports are each unique.

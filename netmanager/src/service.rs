@@ -7,6 +7,7 @@ use crate::datapath::{Datapath, DatapathConfig, DatapathError, Endpoint, Endpoin
 use crate::metrics::NetMetrics;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
 use roble_core::overlay::block::Block;
+use roble_core::overlay::plan::Plan;
 use roble_core::ports::Protocol;
 use roble_daemon::clock::Clock;
 use roble_daemon::failpoint;
@@ -153,7 +154,7 @@ impl NetService {
     pub async fn attach(&self, container: &str, wish: &Attach) -> Result<Attached, NetError> {
         let mut state = self.state.lock().await;
         let mut next = state.clone();
-        let attached = next.attach(&self.range, container, wish, &self.now())?;
+        let attached = next.attach(&Plan::default(), &self.range, container, wish, &self.now())?;
         let link = LinkName::of(container);
         if state
             .attachments
@@ -220,7 +221,7 @@ impl NetService {
 
     /// Everything attached, by container id.
     pub async fn list(&self) -> Vec<Attached> {
-        self.state.lock().await.list()
+        self.state.lock().await.list(&Plan::default())
     }
 
     /// Takes up what is there: containers whose namespace is gone are forgotten (their addresses stay theirs as long as
@@ -280,8 +281,10 @@ impl NetService {
             netns: attachment.netns.clone(),
             address: attachment.address,
             ports: attachment.ports.clone(),
+            tenant: attachment.instance.clone(),
         });
         let config = DatapathConfig {
+            plan: Plan::default(),
             range: self.range,
             endpoints: endpoints.collect(),
             resting: state.resting(&self.now()),

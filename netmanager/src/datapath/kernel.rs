@@ -3,21 +3,24 @@
 //! Works in the network namespace of the process, which its parent has put it into.
 
 use super::conntrack::{self, Flows};
-use super::link::{self, Link};
+use super::link::{self, Common, Link};
 use super::netns::{Connection, Netns};
-use super::sysctl::Forwarding;
+use super::sysctl::{self, Forwarding, Opened};
 use super::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, nft, sockets};
 use async_trait::async_trait;
 use roble_core::ports::Protocol;
 use roble_daemon::failpoint;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// How long a link that was looked at from both ends is taken as unchanged, if its node side is still there.
 const TRUST: Duration = Duration::from_secs(20);
+
+/// Largest packet of containers' links without a tunnel, in bytes.
+const DEFAULT_MTU: u32 = 1500;
 
 /// The kernel's datapath, in the namespace of this process.
 pub struct KernelDatapath {
@@ -47,7 +50,8 @@ enum Listed {
 }
 
 struct SeenLink {
-    address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
+    common: Common,
     index: u32,
     netns: (u64, u64),
     at: Instant,
@@ -79,13 +83,14 @@ impl Datapath for KernelDatapath {
             }
         }
         let opened = if present.is_empty() {
-            Vec::new()
+            Opened::default()
         } else {
             self.forwarding.plan()?
         };
         // Rules first: a link that is up without them could send from any address.
         let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
-        seen.load_rules(nft::render(&config.range, &endpoints, &opened)).await?;
+        seen.load_rules(nft::render(&config.plan, &config.range, &endpoints, &opened))
+            .await?;
         failpoint!("net.set.rules");
         self.forwarding.open(&opened)?;
         failpoint!("net.set.forwarding");
@@ -98,21 +103,41 @@ impl Datapath for KernelDatapath {
                 failpoint!("net.set.link-removed");
             }
         }
+        let has_v6 = sysctl::has_v6();
+        let both = |v4: Ipv4Addr| {
+            let v6 = has_v6.then(|| config.plan.endpoint_v6(v4).into());
+            [v4.into()].into_iter().chain(v6).collect::<Vec<IpAddr>>()
+        };
+        let common = Common {
+            gateways: both(config.range.gateway()),
+            mtu: DEFAULT_MTU,
+        };
         for (endpoint, netns) in &present {
             let name = endpoint.link.as_str();
             let existing = links.remove(name);
-            let identity = netns.identity();
-            if seen.is_settled(endpoint, identity, existing.as_ref()) {
+            let addresses = both(endpoint.address);
+            let mut link = SeenLink {
+                addresses,
+                common: common.clone(),
+                index: existing.as_ref().map_or(0, |link| link.index),
+                netns: netns.identity(),
+                at: Instant::now(),
+            };
+            if seen.is_settled(name, &link, existing.as_ref()) {
                 continue;
             }
-            match link::ensure(&node.handle, netns, endpoint, config.range.gateway(), existing.as_ref()).await {
+            match link::ensure(
+                &node.handle,
+                netns,
+                endpoint,
+                &link.addresses,
+                &common,
+                existing.as_ref(),
+            )
+            .await
+            {
                 Ok(index) => {
-                    let link = SeenLink {
-                        address: endpoint.address,
-                        index,
-                        netns: identity,
-                        at: Instant::now(),
-                    };
+                    link.index = index;
                     seen.links.insert(name.into(), link);
                 }
                 Err(error) => failures.push(EndpointFailure {
@@ -185,12 +210,16 @@ impl Seen {
         Ok(())
     }
 
-    fn is_settled(&self, endpoint: &Endpoint, netns: (u64, u64), existing: Option<&Link>) -> bool {
-        let (Some(known), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else {
+    /// Whether `wanted` was found to be so lately, with this link on the node's side.
+    fn is_settled(&self, name: &str, wanted: &SeenLink, existing: Option<&Link>) -> bool {
+        let (Some(known), Some(link)) = (self.links.get(name), existing) else {
             return false;
         };
-        let same = known.address == endpoint.address && known.netns == netns && known.index == link.index;
-        same && link.up && known.at.elapsed() < TRUST
+        let same = known.addresses == wanted.addresses
+            && known.common == wanted.common
+            && known.netns == wanted.netns
+            && known.index == link.index;
+        same && link.up && link.mtu == wanted.common.mtu && known.at.elapsed() < TRUST
     }
 
     /// Forgets flows to and from resting addresses, and UDP flows that began before their port was published; each once.
@@ -203,8 +232,12 @@ impl Seen {
             .collect();
         let resting = config.resting.difference(&self.forgotten);
         let flows = resting
-            .flat_map(|address| [Flows::AnsweredBy(*address), Flows::BegunBy(*address)])
-            .chain(udp.difference(&self.udp_ports).map(|port| Flows::UdpTo(*port)));
+            .flat_map(|v4| [IpAddr::from(*v4), config.plan.endpoint_v6(*v4).into()])
+            .flat_map(|address| [Flows::AnsweredBy(address), Flows::BegunBy(address)])
+            .chain(udp.difference(&self.udp_ports).flat_map(|port| {
+                let port = *port;
+                [false, true].map(|v6| Flows::UdpTo { port, v6 })
+            }));
         for flows in flows {
             if let Err(error) = conntrack::forget(flows) {
                 tracing::warn!(

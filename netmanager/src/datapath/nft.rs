@@ -7,8 +7,10 @@
 //! - from outside only published ports and answers reach a container; leaving traffic gets the node's address
 //! - interfaces on which we had to turn on forwarding forward to and from containers only
 
+use super::sysctl::{Opened, OpenedV6};
 use super::{DatapathError, Endpoint, LINK_PREFIX};
 use roble_core::overlay::block::Block;
+use roble_core::overlay::plan::Plan;
 use std::fmt::Write as _;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
@@ -17,58 +19,84 @@ use tokio::io::AsyncWriteExt as _;
 pub const TABLE: &str = "inet roble";
 
 /// Text that replaces our table by the rules for `endpoints` in one transaction.
-///
-/// `opened`: interfaces that forward only because we said so.
-pub fn render(range: &Block, endpoints: &[&Endpoint], opened: &[String]) -> String {
-    let mut published = Vec::new();
+pub fn render(plan: &Plan, range: &Block, endpoints: &[&Endpoint], opened: &Opened) -> String {
+    let (mut published, mut published6) = (Vec::new(), Vec::new());
+    let (mut sources, mut sources6, mut hairpins, mut hairpins6) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for endpoint in endpoints {
+        let (v4, v6) = (endpoint.address, plan.endpoint_v6(endpoint.address));
         for port in &endpoint.ports {
-            let target = format!("{} . {}", endpoint.address, port.container);
-            published.push(format!("{} . {} : {target}", port.protocol, port.host));
+            published.push(format!("{} . {} : {v4} . {}", port.protocol, port.host, port.container));
+            published6.push(format!("{} . {} : {v6} . {}", port.protocol, port.host, port.container));
         }
+        sources.push(format!("\"{}\" . {v4}", endpoint.link));
+        sources6.push(format!("\"{}\" . {v6}", endpoint.link));
+        hairpins.push(format!("{v4} . {v4}"));
+        hairpins6.push(format!("{v6} . {v6}"));
     }
-    published.sort();
-    let mut sources: Vec<_> = endpoints
-        .iter()
-        .map(|e| format!("\"{}\" . {}", e.link, e.address))
-        .collect();
-    sources.sort();
-    let mut hairpins: Vec<_> = endpoints.iter().map(|e| format!("{0} . {0}", e.address)).collect();
-    hairpins.sort();
-    let mut opened: Vec<_> = opened.iter().map(|name| format!("\"{name}\"")).collect();
-    opened.sort();
+    let quoted = |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
+    let (opened4, opened6) = match &opened.v6 {
+        OpenedV6::Interfaces(names) => (quoted(&opened.v4), quoted(names)),
+        OpenedV6::Nothing | OpenedV6::Everything => (quoted(&opened.v4), Vec::new()),
+    };
+    let port_key = "inet_proto . inet_service";
 
     let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
-    collection(
-        &mut text,
-        "map published",
-        "inet_proto . inet_service : ipv4_addr . inet_service",
-        &published,
-    );
-    collection(&mut text, "set sources", "ifname . ipv4_addr", &sources);
-    collection(&mut text, "set hairpins", "ipv4_addr . ipv4_addr", &hairpins);
-    collection(&mut text, "set opened", "ifname", &opened);
+    for (head, kind, mut elements) in [
+        (
+            "map published4",
+            format!("{port_key} : ipv4_addr . inet_service"),
+            published,
+        ),
+        (
+            "map published6",
+            format!("{port_key} : ipv6_addr . inet_service"),
+            published6,
+        ),
+        ("set sources4", "ifname . ipv4_addr".into(), sources),
+        ("set sources6", "ifname . ipv6_addr".into(), sources6),
+        ("set hairpins4", "ipv4_addr . ipv4_addr".into(), hairpins),
+        ("set hairpins6", "ipv6_addr . ipv6_addr".into(), hairpins6),
+        ("set opened4", "ifname".into(), opened4),
+        ("set opened6", "ifname".into(), opened6),
+    ] {
+        elements.sort();
+        collection(&mut text, head, &kind, &elements);
+    }
     let ours = format!("\"{LINK_PREFIX}*\"");
-    let publish = "fib daddr type local dnat ip to meta l4proto . th dport map @published";
+    let range6 = format!("{}/{}", plan.endpoint_v6(range.network()), 96 + range.prefix());
+    let publish4 = "meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @published4";
+    let publish6 =
+        "meta nfproto ipv6 fib daddr type local ip6 daddr != ::1 dnat ip6 to meta l4proto . th dport map @published6";
     chain(
         &mut text,
         "guard",
         "filter hook prerouting priority raw",
         &[
             format!("iifname != {ours} accept"),
-            "meta nfproto ipv6 counter drop comment \"endpoints are IPv4\"".into(),
-            "meta nfproto ipv4 iifname . ip saddr != @sources counter drop comment \"foreign source\"".into(),
+            "ip6 saddr { ::, fe80::/10 } drop comment \"link-local, not used here\"".into(),
+            "meta nfproto ipv4 iifname . ip saddr != @sources4 counter drop comment \"foreign source\"".into(),
+            "meta nfproto ipv6 iifname . ip6 saddr != @sources6 counter drop comment \"foreign source\"".into(),
             "ip daddr { 127.0.0.0/8, 169.254.169.254 } counter drop comment \"loopback, metadata\"".into(),
+            "ip6 daddr fd00:ec2::254 counter drop comment \"metadata\"".into(),
         ],
     );
     chain(
         &mut text,
         "prerouting",
         "nat hook prerouting priority dstnat",
-        &[publish.into()],
+        &[publish4.into(), publish6.into()],
     );
     // nft 1.0 knows the name `dstnat` in the prerouting hook only.
-    chain(&mut text, "output", "nat hook output priority -100", &[publish.into()]);
+    chain(
+        &mut text,
+        "output",
+        "nat hook output priority -100",
+        &[publish4.into(), publish6.into()],
+    );
+    let no_router = match opened.v6 {
+        OpenedV6::Everything => "meta nfproto ipv6 counter drop comment \"not a router\"",
+        _ => "meta nfproto ipv6 iifname @opened6 counter drop comment \"not a router\"",
+    };
     chain(
         &mut text,
         "forward",
@@ -78,7 +106,8 @@ pub fn render(range: &Block, endpoints: &[&Endpoint], opened: &[String]) -> Stri
             format!("oifname {ours} ct state established,related accept"),
             format!("oifname {ours} ct status dnat accept"),
             format!("oifname {ours} counter drop comment \"not published\""),
-            "iifname @opened counter drop comment \"not a router\"".into(),
+            "meta nfproto ipv4 iifname @opened4 counter drop comment \"not a router\"".into(),
+            no_router.into(),
         ],
     );
     chain(
@@ -87,8 +116,10 @@ pub fn render(range: &Block, endpoints: &[&Endpoint], opened: &[String]) -> Stri
         "nat hook postrouting priority srcnat",
         &[
             format!("ip saddr 127.0.0.0/8 oifname {ours} masquerade"),
-            "ip saddr . ip daddr @hairpins masquerade".into(),
+            "ip saddr . ip daddr @hairpins4 masquerade".into(),
+            "ip6 saddr . ip6 daddr @hairpins6 masquerade".into(),
             format!("ip saddr {range} ip daddr != {range} oifname != {ours} masquerade"),
+            format!("ip6 saddr {range6} ip6 daddr != {range6} oifname != {ours} masquerade"),
         ],
     );
     text.push_str("}\n");
@@ -178,12 +209,19 @@ mod tests {
             netns: format!("/run/netns/{container}").into(),
             address: [10, 18, 0, last].into(),
             ports: PortMapping::parse_list(ports).unwrap(),
+            tenant: None,
+        };
+        let opened = |names: [&str; 2]| Opened {
+            v4: names.map(Into::into).into(),
+            v6: OpenedV6::Interfaces(names.map(Into::into).into()),
+            ..Opened::default()
         };
         let (web, dns) = (endpoint("web", 2, "8080:80;8443:443"), endpoint("dns", 3, "53/udp;53"));
         let text = render(
+            &Plan::default(),
             &"10.18.0.0/26".parse().unwrap(),
             &[&web, &dns],
-            &["wlan0".into(), "eth0".into()],
+            &opened(["wlan0", "eth0"]),
         );
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/rules.nft");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -195,9 +233,10 @@ mod tests {
             "UPDATE_GOLDEN=1 writes it anew"
         );
         let reordered = render(
+            &Plan::default(),
             &"10.18.0.0/26".parse().unwrap(),
             &[&dns, &web],
-            &["eth0".into(), "wlan0".into()],
+            &opened(["eth0", "wlan0"]),
         );
         assert_eq!(text, reordered, "the order of endpoints does not matter");
     }
