@@ -3,10 +3,14 @@
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
 // linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h; CTA_FILTER_F_* as in net/netfilter/nf_conntrack_netlink.c.
+const CT_GET: u16 = (1 << 8) | 1;
+const NLM_F_REQUEST_DUMP: u16 = 1 | 0x300;
+const NLMSG_DONE: u16 = 3;
 const CT_DELETE: u16 = (1 << 8) | 2;
 const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
@@ -43,6 +47,77 @@ pub enum Flows {
         /// Of IPv6 flows.
         v6: bool,
     },
+}
+
+/// Where flows were sent and where they went instead, each pair once: all flows of the namespace of this process whose
+/// destination was translated.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn translated() -> io::Result<BTreeSet<(IpAddr, IpAddr)>> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut found = BTreeSet::new();
+    for family in [AF_INET, AF_INET6] {
+        let mut request = Vec::with_capacity(20);
+        request.extend(20_u32.to_ne_bytes());
+        request.extend(CT_GET.to_ne_bytes());
+        request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
+        request.extend([0; 8]);
+        request.extend([family, 0, 0, 0]);
+        socket.send(&request, 0)?;
+        loop {
+            let (messages, _) = socket.recv_from_full()?;
+            let mut rest = messages.as_slice();
+            let mut is_last = rest.is_empty();
+            while let Some((length, kind)) = header(rest) {
+                let message = rest.get(..length).ok_or(io::ErrorKind::UnexpectedEof)?;
+                match kind {
+                    NLMSG_DONE | NLMSG_ERROR => is_last = true,
+                    _ => found.extend(translation(message.get(20..).unwrap_or_default())),
+                }
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+            if is_last {
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Length and kind of the first message.
+fn header(messages: &[u8]) -> Option<(usize, u16)> {
+    let length = u32::from_ne_bytes(messages.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(messages.get(4..6)?.try_into().ok()?);
+    (length >= 16).then_some((length, kind))
+}
+
+/// Destination of a flow and who answers instead, from the attributes of a message.
+fn translation(attributes: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let address = |tuple: u16, is_destination: bool| {
+        let ip = find(find(attributes, tuple)?, 1)?;
+        let kind = 1 + u16::from(is_destination);
+        if let Some(v4) = find(ip, kind) {
+            return Some(IpAddr::from(<[u8; 4]>::try_from(v4).ok()?));
+        }
+        Some(IpAddr::from(<[u8; 16]>::try_from(find(ip, kind + 2)?).ok()?))
+    };
+    let (to, by) = (address(CTA_TUPLE_ORIG, true)?, address(CTA_TUPLE_REPLY, false)?);
+    (to != by).then_some((to, by))
+}
+
+/// Payload of the first attribute of a kind.
+fn find(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
+        let found = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
+        if found & 0x3fff == kind {
+            return attributes.get(4..length);
+        }
+        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
+    }
 }
 
 /// Forgets `flows`; there may be none.

@@ -169,7 +169,7 @@ pub async fn ensure(
     configure_container(&inside, container, addresses, common).await?;
     failpoint!("net.link.container");
     for address in addresses {
-        ensure_route(node, host, To::Host(*address), None).await?;
+        ensure_route(node, host, To::Host(*address)).await?;
         failpoint!("net.link.route");
         ensure_neighbour(node, host, *address, &endpoint.mac()).await?;
     }
@@ -232,9 +232,9 @@ async fn configure_container(
     for gateway in &common.gateways {
         ensure_neighbour(handle, index, *gateway, &NODE_MAC).await?;
         failpoint!("net.inside.neighbour");
-        ensure_route(handle, index, To::Host(*gateway), None).await?;
+        ensure_route(handle, index, To::Host(*gateway)).await?;
         failpoint!("net.inside.gateway");
-        ensure_route(handle, index, To::Everywhere(*gateway), None).await?;
+        ensure_route(handle, index, To::Everywhere(*gateway)).await?;
     }
     Ok(())
 }

@@ -88,19 +88,15 @@ pub async fn ensure_neighbour(handle: &Handle, index: u32, address: IpAddr, mac:
 ///
 /// # Errors
 /// [`DatapathError::Netlink`].
-pub async fn ensure_route(handle: &Handle, index: u32, to: To, source: Option<IpAddr>) -> Result<(), DatapathError> {
-    let message = route(index, to, source);
+pub async fn ensure_route(handle: &Handle, index: u32, to: To) -> Result<(), DatapathError> {
+    let message = route(index, to);
     let request = handle.route().add(message).replace().execute();
     request.await.map_err(failed(format!("add route {to:?}")))
 }
 
-/// `source`: what the node's own packets there are sent from.
-fn route(index: u32, to: To, source: Option<IpAddr>) -> RouteMessage {
+fn route(index: u32, to: To) -> RouteMessage {
     let fits = "addresses of one route are of one family";
-    let mut route = RouteMessageBuilder::<IpAddr>::new().output_interface(index);
-    if let Some(source) = source {
-        route = route.pref_source(source).expect(fits);
-    }
+    let route = RouteMessageBuilder::<IpAddr>::new().output_interface(index);
     match to {
         To::Host(host) => {
             let route = route.destination_prefix(host, host_prefix(host)).expect(fits);

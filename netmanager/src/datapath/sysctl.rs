@@ -188,6 +188,22 @@ pub fn prepare_link(name: &str, has_v6: bool) -> Result<(), DatapathError> {
     Ok(())
 }
 
+/// Sets what a tunnel's device needs; to be called before it is up.
+///
+/// # Errors
+/// [`DatapathError::Sysctl`].
+pub fn prepare_tunnel(name: &str, has_v6: bool) -> Result<(), DatapathError> {
+    write(&Path::new(NET).join("ipv4/conf").join(name).join("forwarding"), "1")?;
+    if has_v6 {
+        prepare_v6(name)?;
+        write_if_present(
+            &Path::new(NET).join("ipv6/conf").join(name).join("force_forwarding"),
+            "1",
+        )?;
+    }
+    Ok(())
+}
+
 /// Sets what a container's side needs; to be called inside its namespace before the link is up.
 ///
 /// # Errors
