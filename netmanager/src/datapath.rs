@@ -8,17 +8,25 @@ pub mod conntrack;
 pub mod kernel;
 pub mod link;
 pub mod memory;
+pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod rules;
+pub mod ruleset;
 pub mod sockets;
 pub mod sysctl;
+pub mod tunnel;
 
 use async_trait::async_trait;
+use roble_core::ids::{ApplicationId, NodeId, ServiceId};
 use roble_core::overlay::block::Block;
+use roble_core::overlay::plan::Plan;
+use roble_core::overlay::row::Policy;
 use roble_core::ports::{PortMapping, Protocol};
-use std::collections::BTreeSet;
+use roble_proto::local_net::Tenant;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 /// Beginning of the name of every link of ours; no other program may use it.
@@ -66,10 +74,12 @@ pub struct Endpoint {
     pub link: LinkName,
     /// Its namespace.
     pub netns: PathBuf,
-    /// Its address.
+    /// Its address; the IPv6 one is [`Plan::endpoint_v6`] of it.
     pub address: Ipv4Addr,
     /// Ports of the node that lead to it.
     pub ports: Vec<PortMapping>,
+    /// Which instance it is, and whose; without one it has no part in services.
+    pub tenant: Option<Tenant>,
 }
 
 impl Endpoint {
@@ -80,15 +90,109 @@ impl Endpoint {
     }
 }
 
+impl Endpoint {
+    /// The application it belongs to.
+    pub fn application(&self) -> Option<ApplicationId> {
+        self.tenant.as_ref().map(|tenant| tenant.application)
+    }
+}
+
+/// A service that containers of this node may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Which.
+    pub service: ServiceId,
+    /// Its application: the one whose instances may call it.
+    pub application: ApplicationId,
+    /// What it is called at, all addresses of each policy; no address twice.
+    pub addresses: BTreeMap<Policy, Vec<IpAddr>>,
+    /// Its instances, in any order.
+    pub backends: Vec<Backend>,
+}
+
+/// An instance of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Its number in the service.
+    pub number: u32,
+    /// Its endpoint address.
+    pub v4: Ipv4Addr,
+    /// Its endpoint address.
+    pub v6: Ipv6Addr,
+    /// It may get new flows, and keeps those it has.
+    pub ready: bool,
+    /// It runs on this node.
+    pub local: bool,
+}
+
+impl Service {
+    /// Instances that may get flows, by number.
+    pub fn ready(&self) -> impl Iterator<Item = &Backend> {
+        let mut ready: Vec<_> = self.backends.iter().filter(|backend| backend.ready).collect();
+        ready.sort_by_key(|backend| (backend.number, backend.v4));
+        ready.into_iter()
+    }
+
+    /// Its addresses under a policy.
+    pub fn addresses_of(&self, policy: Policy) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.get(&policy).into_iter().flatten().copied()
+    }
+}
+
+/// Another node, reached over the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteNode {
+    /// Which.
+    pub node: NodeId,
+    /// Where its end of the tunnel is.
+    pub address: IpAddr,
+    /// Its endpoint addresses.
+    pub block: Block,
+}
+
+/// What comes from the tables of the tree; without any of it, the node is on its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overlay {
+    /// The tree's ranges.
+    pub plan: Plan,
+    /// Services of the applications that run here.
+    pub services: Vec<Service>,
+    /// Other nodes of the same trusted segment.
+    pub nodes: Vec<RemoteNode>,
+    /// This node's end of the tunnel.
+    pub tunnel: Option<tunnel::Tunnel>,
+}
+
 /// Everything that shall be in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatapathConfig {
+    /// The tree's ranges.
+    pub plan: Plan,
     /// The node's block of endpoint addresses.
     pub range: Block,
     /// Attached containers; links, namespaces, addresses and published ports are each unique.
     pub endpoints: Vec<Endpoint>,
     /// Addresses given up lately: tracked flows to them are forgotten.
     pub resting: BTreeSet<Ipv4Addr>,
+    /// Services that the endpoints may call.
+    pub services: Vec<Service>,
+    /// Other nodes of the same trusted segment.
+    pub nodes: Vec<RemoteNode>,
+    /// This node's end of the tunnel; without it, other nodes are not reached.
+    pub tunnel: Option<tunnel::Tunnel>,
+}
+
+impl DatapathConfig {
+    /// Nodes that the tunnel can reach: those with an address of its family, but this one.
+    pub fn peers(&self) -> impl Iterator<Item = &RemoteNode> {
+        self.nodes.iter().filter(|node| {
+            self.tunnel.is_some_and(|tunnel| {
+                node.address.is_ipv4() == tunnel.address.is_ipv4()
+                    && node.address != tunnel.address
+                    && node.block != self.range
+            })
+        })
+    }
 }
 
 /// Why something could not be set.
@@ -141,6 +245,12 @@ pub enum DatapathError {
     NftRefused {
         /// What it said.
         message: String,
+    },
+    /// No interface of the node has the address that the tunnel shall have.
+    #[error("no interface has {address}, the tunnel's address")]
+    TunnelAddress {
+        /// As asked for.
+        address: IpAddr,
     },
     /// A kernel parameter could not be read, written or noted for later.
     #[error("set kernel parameter {path}")]

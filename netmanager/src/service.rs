@@ -3,7 +3,7 @@
 //! Stored in the state folder: `attachments.json` (see [`State`]). Requests are handled one after another, each runs to its
 //! end even if the caller goes away.
 
-use crate::datapath::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LinkName};
+use crate::datapath::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LinkName, Overlay};
 use crate::metrics::NetMetrics;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
 use roble_core::overlay::block::Block;
@@ -14,7 +14,7 @@ use roble_daemon::files::{self, FileError};
 use roble_proto::local_net::{Attach, Attached};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::Mutex;
 
 /// Largest state file that is read, in bytes.
@@ -106,6 +106,8 @@ pub struct NetService {
     datapath: Arc<dyn Datapath>,
     metrics: NetMetrics,
     state: Mutex<State>,
+    /// Not stored here: whoever keeps the tables gives it again after a restart.
+    overlay: std::sync::Mutex<Arc<Overlay>>,
 }
 
 impl NetService {
@@ -143,6 +145,7 @@ impl NetService {
             datapath,
             metrics,
             state: Mutex::new(state),
+            overlay: std::sync::Mutex::default(),
         })
     }
 
@@ -153,7 +156,7 @@ impl NetService {
     pub async fn attach(&self, container: &str, wish: &Attach) -> Result<Attached, NetError> {
         let mut state = self.state.lock().await;
         let mut next = state.clone();
-        let attached = next.attach(&self.range, container, wish, &self.now())?;
+        let attached = next.attach(&self.overlay().plan, &self.range, container, wish, &self.now())?;
         let link = LinkName::of(container);
         if state
             .attachments
@@ -200,6 +203,29 @@ impl NetService {
         Err(NetError::Datapath(error))
     }
 
+    /// Takes over what the tables say now, and brings the datapath to it if it differs. What was stored of the tables must
+    /// be given before the first [`reconcile`](Self::reconcile): until then no service is known, and new flows to services
+    /// are refused.
+    ///
+    /// # Errors
+    /// [`NetError::Datapath`]; it is tried again by the next reconciliation.
+    pub async fn set_overlay(&self, overlay: Overlay) -> Result<(), NetError> {
+        let state = self.state.lock().await;
+        let overlay = Arc::new(overlay);
+        let before = std::mem::replace(
+            &mut *self.overlay.lock().unwrap_or_else(PoisonError::into_inner),
+            overlay.clone(),
+        );
+        if before == overlay {
+            return Ok(());
+        }
+        self.set(&state).await.map(drop).map_err(NetError::Datapath)
+    }
+
+    fn overlay(&self) -> Arc<Overlay> {
+        self.overlay.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Removes whatever is left of `container`. May be repeated.
     ///
     /// # Errors
@@ -220,7 +246,7 @@ impl NetService {
 
     /// Everything attached, by container id.
     pub async fn list(&self) -> Vec<Attached> {
-        self.state.lock().await.list()
+        self.state.lock().await.list(&self.overlay().plan)
     }
 
     /// Takes up what is there: containers whose namespace is gone are forgotten (their addresses stay theirs as long as
@@ -280,11 +306,17 @@ impl NetService {
             netns: attachment.netns.clone(),
             address: attachment.address,
             ports: attachment.ports.clone(),
+            tenant: attachment.instance.clone(),
         });
+        let overlay = self.overlay();
         let config = DatapathConfig {
+            plan: overlay.plan,
             range: self.range,
             endpoints: endpoints.collect(),
             resting: state.resting(&self.now()),
+            services: overlay.services.clone(),
+            nodes: overlay.nodes.clone(),
+            tunnel: overlay.tunnel,
         };
         let result = self.datapath.set(&config).await;
         match &result {

@@ -7,8 +7,9 @@
 //! nobody held, the one released longest ago. A released address rests for [`QUARANTINE`] before another container gets it.
 
 use roble_core::overlay::block::Block;
+use roble_core::overlay::plan::Plan;
 use roble_core::ports::{PortMapping, Protocol};
-use roble_proto::local_net::{Attach, Attached};
+use roble_proto::local_net::{Attach, Attached, Tenant};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -49,6 +50,9 @@ pub struct Attachment {
     pub address: Ipv4Addr,
     /// Its published ports.
     pub ports: Vec<PortMapping>,
+    /// Which instance it is; absent in what the first release wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Tenant>,
 }
 
 /// Who held an address last.
@@ -118,6 +122,7 @@ impl State {
     /// [`RefusedAttach`].
     pub fn attach(
         &mut self,
+        plan: &Plan,
         range: &Block,
         container: &str,
         wish: &Attach,
@@ -154,9 +159,10 @@ impl State {
             netns: wish.netns.clone(),
             address,
             ports: wish.ports.clone(),
+            instance: wish.instance.clone(),
         };
         self.attachments.insert(container.into(), attachment.clone());
-        Ok(describe(container, &attachment))
+        Ok(describe(plan, container, &attachment))
     }
 
     /// Removes `container` and lets its address rest. Returns whether it was attached.
@@ -188,10 +194,10 @@ impl State {
     }
 
     /// Everything attached, by container id.
-    pub fn list(&self) -> Vec<Attached> {
+    pub fn list(&self, plan: &Plan) -> Vec<Attached> {
         self.attachments
             .iter()
-            .map(|(container, attachment)| describe(container, attachment))
+            .map(|(container, attachment)| describe(plan, container, attachment))
             .collect()
     }
 
@@ -235,12 +241,12 @@ impl State {
     }
 }
 
-fn describe(container: &str, attachment: &Attachment) -> Attached {
+fn describe(plan: &Plan, container: &str, attachment: &Attachment) -> Attached {
     Attached {
         container: container.into(),
         netns: attachment.netns.clone(),
         address: attachment.address.into(),
-        address_v6: None,
+        address_v6: Some(plan.endpoint_v6(attachment.address).into()),
         ports: attachment.ports.clone(),
     }
 }

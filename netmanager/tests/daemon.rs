@@ -2,7 +2,7 @@
 
 mod lab;
 
-use lab::{Lab, NODE, OUTSIDE, inside, wait};
+use lab::{Lab, NODE, NODE_V6, OUTSIDE, OUTSIDE_V6, inside, wait};
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -58,6 +58,73 @@ fn published_ports_are_reached_from_everywhere_and_nothing_else_is() {
         &["-n", &lab.name("out"), "route", "add", "10.18.0.0/26", "via", NODE],
     );
     assert!(lab.call("out", &format!("{web}:80")).is_err());
+}
+
+#[test]
+fn ipv6_is_as_ipv4() {
+    let mut lab = Lab::new();
+    lab.start();
+    let (web, other) = (lab.attach("web", &["8080:80/tcp"]), lab.attach("other", &[]));
+    let (_, list) = lab.request("GET", "/v1/attachments", "").unwrap();
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let of = |v4: &str| {
+        let found = list.as_array().unwrap().iter().find(|one| one["address"] == v4);
+        found.unwrap()["address_v6"].as_str().unwrap().to_owned()
+    };
+    let (web, other) = (of(&web), of(&other));
+    assert!(web.starts_with("fc00::a12:") && other.starts_with("fc00::a12:"));
+    lab.serve("web", 80);
+    lab.serve("out", 8080);
+    assert_eq!(
+        lab.call("other", &format!("[{web}]:80")).unwrap(),
+        format!("web {other}")
+    );
+    assert_eq!(lab.call("node", &format!("[{web}]:80")).unwrap(), "web fc00::a12:1");
+    for (from, seen) in [("out", OUTSIDE_V6), ("other", &other), ("web", "fc00::a12:1")] {
+        let greeting = lab.call(from, &format!("[{NODE_V6}]:8080")).unwrap();
+        assert_eq!(greeting, format!("web {seen}"));
+    }
+    assert!(
+        lab.call("node", &format!("[{NODE_V6}]:8080"))
+            .unwrap()
+            .starts_with("web ")
+    );
+    assert_eq!(
+        lab.call("web", &format!("[{OUTSIDE_V6}]:8080")).unwrap(),
+        format!("out {NODE_V6}"),
+        "masqueraded, and the port of another machine is not ours"
+    );
+    lab.run_in("out", "ip", &["route", "add", "fc00::a12:0/122", "via", NODE_V6]);
+    assert!(lab.call("out", &format!("[{web}]:80")).is_err());
+    // Nothing to wait for, nothing but ours: no tentative and no link-local address.
+    for name in ["web", "node"] {
+        let links = lab.run_in(name, "ip", &["-6", "-o", "addr"]);
+        let ours: Vec<_> = links
+            .lines()
+            .filter(|line| line.contains("eth0") || line.contains("rbl-"))
+            .collect();
+        assert!(
+            !ours.is_empty()
+                && !ours
+                    .iter()
+                    .any(|line| line.contains("tentative") || line.contains("fe80")),
+            "{links}"
+        );
+    }
+    // A foreign source gets nowhere; without neighbours known for good the two sides still find each other.
+    lab.run_in("other", "ip", &["-6", "neigh", "flush", "dev", "eth0", "nud", "all"]);
+    assert!(lab.call("other", &format!("[{web}]:80")).is_ok());
+    lab.run_in(
+        "other",
+        "ip",
+        &["addr", "add", "fc00::a12:3c/128", "dev", "eth0", "nodad"],
+    );
+    lab.run_in(
+        "other",
+        "ip",
+        &["route", "add", OUTSIDE_V6, "via", "fc00::a12:1", "src", "fc00::a12:3c"],
+    );
+    assert!(lab.call("other", &format!("[{OUTSIDE_V6}]:8080")).is_err());
 }
 
 #[test]

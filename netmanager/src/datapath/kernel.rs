@@ -3,21 +3,27 @@
 //! Works in the network namespace of the process, which its parent has put it into.
 
 use super::conntrack::{self, Flows};
-use super::link::{self, Link};
+use super::link::{self, Common, Link};
 use super::netns::{Connection, Netns};
-use super::sysctl::Forwarding;
-use super::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, nft, sockets};
+use super::ruleset::{self, Ruleset};
+use super::sysctl::{self, Forwarding, Opened};
+use super::tunnel;
+use super::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, nft, rules, sockets};
 use async_trait::async_trait;
+use roble_core::overlay::row::Policy;
 use roble_core::ports::Protocol;
 use roble_daemon::failpoint;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// How long a link that was looked at from both ends is taken as unchanged, if its node side is still there.
 const TRUST: Duration = Duration::from_secs(20);
+
+/// Largest packet of containers' links without a tunnel, in bytes.
+const DEFAULT_MTU: u32 = 1500;
 
 /// The kernel's datapath, in the namespace of this process.
 pub struct KernelDatapath {
@@ -29,25 +35,41 @@ pub struct KernelDatapath {
 #[derive(Default)]
 struct Seen {
     links: BTreeMap<String, SeenLink>,
+    tunnel: Option<SeenTunnel>,
     forgotten: BTreeSet<Ipv4Addr>,
     udp_ports: BTreeSet<u16>,
+    /// Which backends stand behind each address of a service; `None` before the first time.
+    served: Option<Served>,
     rules: Option<Rules>,
 }
 
+type Served = BTreeMap<IpAddr, BTreeSet<IpAddr>>;
+
 /// Rules that were loaded, and what `nft` said was there afterwards.
 struct Rules {
-    loaded: String,
+    loaded: Ruleset,
+    /// While it stays, nobody has changed anything.
+    generation: Option<u32>,
     listed: Listed,
 }
 
 enum Listed {
     Is(String),
-    /// Running `nft` takes longer than the rest of an attachment, so nobody waits for this.
-    Becoming(tokio::task::JoinHandle<Result<String, DatapathError>>),
+    /// Running `nft` takes longer than the rest of an attachment, so nobody waits for this. `None`: somebody else was faster.
+    Becoming(tokio::task::JoinHandle<Option<String>>),
+}
+
+struct SeenTunnel {
+    tunnel: tunnel::Tunnel,
+    nodes: Vec<super::RemoteNode>,
+    common: Common,
+    index: u32,
+    at: Instant,
 }
 
 struct SeenLink {
-    address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
+    common: Common,
     index: u32,
     netns: (u64, u64),
     at: Instant,
@@ -79,13 +101,15 @@ impl Datapath for KernelDatapath {
             }
         }
         let opened = if present.is_empty() {
-            Vec::new()
+            Opened::default()
         } else {
             self.forwarding.plan()?
         };
         // Rules first: a link that is up without them could send from any address.
         let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
-        seen.load_rules(nft::render(&config.range, &endpoints, &opened)).await?;
+        seen.load_rules(rules::render(config, &endpoints, &opened)).await?;
+        // At once: callers wait for it.
+        seen.forget_unserved(config);
         failpoint!("net.set.rules");
         self.forwarding.open(&opened)?;
         failpoint!("net.set.forwarding");
@@ -93,26 +117,62 @@ impl Datapath for KernelDatapath {
         let node = Connection::open()?;
         let mut links = our_links(&node).await?;
         for (name, link) in &links {
-            if !endpoints.iter().any(|endpoint| endpoint.link.as_str() == name) {
+            let is_tunnel = name == tunnel::LINK && config.tunnel.is_some();
+            if !is_tunnel && !endpoints.iter().any(|endpoint| endpoint.link.as_str() == name) {
                 link::remove(&node.handle, link).await?;
                 failpoint!("net.set.link-removed");
             }
         }
+        let has_v6 = sysctl::has_v6();
+        let both = |v4: Ipv4Addr| {
+            let v6 = has_v6.then(|| config.plan.endpoint_v6(v4).into());
+            [v4.into()].into_iter().chain(v6).collect::<Vec<IpAddr>>()
+        };
+        // Without its tunnel a node goes on alone; what is wrong is told at the end.
+        let (mtu, tunnel_result) = match &config.tunnel {
+            None => (DEFAULT_MTU, Ok(())),
+            Some(tunnel) => match tunnel::underlay_mtu(&node.handle, tunnel.address).await {
+                Ok(underlay) => (tunnel.mtu(underlay), Ok(())),
+                Err(error) => (tunnel.mtu(DEFAULT_MTU), Err(error)),
+            },
+        };
+        let common = Common {
+            gateways: both(config.range.gateway()),
+            mtu,
+        };
+        let tunnel_result = match tunnel_result {
+            Ok(()) => {
+                seen.ensure_tunnel(&node, config, &common, links.get(tunnel::LINK))
+                    .await
+            }
+            Err(error) => Err(error),
+        };
         for (endpoint, netns) in &present {
             let name = endpoint.link.as_str();
             let existing = links.remove(name);
-            let identity = netns.identity();
-            if seen.is_settled(endpoint, identity, existing.as_ref()) {
+            let addresses = both(endpoint.address);
+            let mut link = SeenLink {
+                addresses,
+                common: common.clone(),
+                index: existing.as_ref().map_or(0, |link| link.index),
+                netns: netns.identity(),
+                at: Instant::now(),
+            };
+            if seen.is_settled(name, &link, existing.as_ref()) {
                 continue;
             }
-            match link::ensure(&node.handle, netns, endpoint, config.range.gateway(), existing.as_ref()).await {
+            match link::ensure(
+                &node.handle,
+                netns,
+                endpoint,
+                &link.addresses,
+                &common,
+                existing.as_ref(),
+            )
+            .await
+            {
                 Ok(index) => {
-                    let link = SeenLink {
-                        address: endpoint.address,
-                        index,
-                        netns: identity,
-                        at: Instant::now(),
-                    };
+                    link.index = index;
                     seen.links.insert(name.into(), link);
                 }
                 Err(error) => failures.push(EndpointFailure {
@@ -125,7 +185,7 @@ impl Datapath for KernelDatapath {
             .retain(|name, _| endpoints.iter().any(|endpoint| endpoint.link.as_str() == name));
         seen.forget_flows(config, &endpoints);
         failpoint!("net.set.flows-forgotten");
-        Ok(failures)
+        tunnel_result.map(|()| failures)
     }
 
     async fn clean_up(&self) -> Result<(), DatapathError> {
@@ -140,7 +200,7 @@ impl Datapath for KernelDatapath {
         // Links before rules: see `set`. Everything is tried, the first failure is told.
         let links = links.await;
         let forwarding = self.forwarding.restore();
-        let rules = nft::load(&nft::render_removal()).await;
+        let rules = nft::load(&ruleset::removal()).await;
         links.and(forwarding).and(rules)
     }
 
@@ -157,40 +217,160 @@ async fn our_links(node: &Connection) -> Result<BTreeMap<String, Link>, Datapath
         .collect())
 }
 
+impl Rules {
+    /// `before`: the generation before this was loaded.
+    fn loaded(loaded: Ruleset, before: Option<u32>) -> Self {
+        // Zero is left out. If somebody came in between, it will not be what is found next time.
+        let generation = before.map(|before| before.checked_add(1).unwrap_or(1));
+        let listing = async move {
+            let listed = nft::list().await.ok()?;
+            (nft::generation().ok() == generation).then_some(listed)
+        };
+        Self {
+            loaded,
+            generation,
+            listed: Listed::Becoming(tokio::spawn(listing)),
+        }
+    }
+}
+
 impl Seen {
-    /// Loads `text` unless it is in force already: loading sets the counters to zero.
-    async fn load_rules(&mut self, text: String) -> Result<(), DatapathError> {
-        if let Some(rules) = self.rules.take().filter(|rules| rules.loaded == text) {
-            let listed = match rules.listed {
-                Listed::Is(listed) => Some(listed),
-                // Unknown if it failed; then the rules are loaded again.
-                Listed::Becoming(listing) => listing.await.ok().and_then(Result::ok),
-            };
-            if let Some(listed) = listed
-                && nft::list().await? == listed
-            {
-                self.rules = Some(Rules {
-                    loaded: text,
-                    listed: Listed::Is(listed),
-                });
+    /// Brings the rules to `wanted`. What stays the same is not touched, so turns and counters go on; everything is
+    /// replaced if it is not known what is there.
+    async fn load_rules(&mut self, wanted: Ruleset) -> Result<(), DatapathError> {
+        let before = nft::generation().ok();
+        if let Some(mut rules) = self.rules.take() {
+            if before.is_none() || rules.generation != before {
+                let listed = match rules.listed {
+                    Listed::Is(listed) => Some(listed),
+                    Listed::Becoming(listing) => listing.await.ok().flatten(),
+                };
+                match listed {
+                    Some(listed) if nft::list().await? == listed => rules.listed = Listed::Is(listed),
+                    _ => {
+                        tracing::warn!("the rules were changed by somebody else and are loaded again");
+                        return self.replace_rules(wanted).await;
+                    }
+                }
+                rules.generation = before;
+            }
+            if rules.loaded == wanted {
+                self.rules = Some(rules);
                 return Ok(());
             }
-            tracing::warn!("the rules were changed by somebody else and are loaded again");
+            if let Some(changes) = wanted.text_from(&rules.loaded) {
+                match nft::load(&changes).await {
+                    Ok(()) => {
+                        self.rules = Some(Rules::loaded(wanted, before));
+                        return Ok(());
+                    }
+                    Err(error) => tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the rules could not be changed and are replaced"
+                    ),
+                }
+            }
         }
-        nft::load(&text).await?;
-        self.rules = Some(Rules {
-            loaded: text,
-            listed: Listed::Becoming(tokio::spawn(nft::list())),
+        self.replace_rules(wanted).await
+    }
+
+    async fn replace_rules(&mut self, wanted: Ruleset) -> Result<(), DatapathError> {
+        let before = nft::generation().ok();
+        nft::load(&wanted.text()).await?;
+        self.rules = Some(Rules::loaded(wanted, before));
+        Ok(())
+    }
+
+    /// Brings the tunnel to what it shall be, unless it was found so lately.
+    async fn ensure_tunnel(
+        &mut self,
+        node: &Connection,
+        config: &DatapathConfig,
+        common: &Common,
+        existing: Option<&Link>,
+    ) -> Result<(), DatapathError> {
+        let known = self.tunnel.take();
+        let Some(tunnel) = config.tunnel else {
+            return Ok(());
+        };
+        let is_settled = |known: &SeenTunnel, link: &Link| {
+            let same = known.tunnel == tunnel && known.nodes == config.nodes && known.common == *common;
+            same && known.index == link.index && link.up && link.mtu == common.mtu && known.at.elapsed() < TRUST
+        };
+        if let (Some(known), Some(link)) = (known, existing)
+            && is_settled(&known, link)
+        {
+            self.tunnel = Some(known);
+            return Ok(());
+        }
+        let has_v6 = sysctl::has_v6();
+        let index = tunnel::ensure(&node.handle, &tunnel, config, existing, has_v6, common.mtu).await?;
+        failpoint!("net.set.tunnel");
+        self.tunnel = Some(SeenTunnel {
+            tunnel,
+            nodes: config.nodes.clone(),
+            common: common.clone(),
+            index,
+            at: Instant::now(),
         });
         Ok(())
     }
 
-    fn is_settled(&self, endpoint: &Endpoint, netns: (u64, u64), existing: Option<&Link>) -> bool {
-        let (Some(known), Some(link)) = (self.links.get(endpoint.link.as_str()), existing) else {
+    /// Whether `wanted` was found to be so lately, with this link on the node's side.
+    fn is_settled(&self, name: &str, wanted: &SeenLink, existing: Option<&Link>) -> bool {
+        let (Some(known), Some(link)) = (self.links.get(name), existing) else {
             return false;
         };
-        let same = known.address == endpoint.address && known.netns == netns && known.index == link.index;
-        same && link.up && known.at.elapsed() < TRUST
+        let same = known.addresses == wanted.addresses
+            && known.common == wanted.common
+            && known.netns == wanted.netns
+            && known.index == link.index;
+        same && link.up && link.mtu == wanted.common.mtu && known.at.elapsed() < TRUST
+    }
+
+    /// Forgets flows of services to backends that are not ready, dead or gone: their next packet goes to another one.
+    fn forget_unserved(&mut self, config: &DatapathConfig) {
+        let mut served = Served::new();
+        for service in &config.services {
+            for (policy, addresses) in &service.addresses {
+                let is_meant = |number: u32| !matches!(policy, Policy::Instance(wanted) if *wanted != number);
+                for address in addresses {
+                    let backends = service.ready().filter(|backend| is_meant(backend.number));
+                    let of_family = |backend: &super::Backend| match address {
+                        IpAddr::V4(_) => IpAddr::from(backend.v4),
+                        IpAddr::V6(_) => backend.v6.into(),
+                    };
+                    served.entry(*address).or_default().extend(backends.map(of_family));
+                }
+            }
+        }
+        let lost: Vec<(IpAddr, IpAddr)> = match &self.served {
+            Some(before) => {
+                let pairs = before
+                    .iter()
+                    .flat_map(|(to, backends)| backends.iter().map(|backend| (*to, *backend)));
+                pairs.collect()
+            }
+            // What changed while nobody looked.
+            None => match conntrack::translated() {
+                Ok(pairs) => pairs
+                    .into_iter()
+                    .filter(|(to, _)| config.plan.is_service(*to))
+                    .collect(),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "tracked flows were not listed"
+                    );
+                    Vec::new()
+                }
+            },
+        };
+        let is_served = |to: &IpAddr, backend: &IpAddr| served.get(to).is_some_and(|all| all.contains(backend));
+        for (to, backend) in lost.into_iter().filter(|(to, backend)| !is_served(to, backend)) {
+            forget(Flows::Translated { to, backend });
+        }
+        self.served = Some(served);
     }
 
     /// Forgets flows to and from resting addresses, and UDP flows that began before their port was published; each once.
@@ -203,18 +383,21 @@ impl Seen {
             .collect();
         let resting = config.resting.difference(&self.forgotten);
         let flows = resting
-            .flat_map(|address| [Flows::AnsweredBy(*address), Flows::BegunBy(*address)])
-            .chain(udp.difference(&self.udp_ports).map(|port| Flows::UdpTo(*port)));
-        for flows in flows {
-            if let Err(error) = conntrack::forget(flows) {
-                tracing::warn!(
-                    ?flows,
-                    error = &error as &dyn std::error::Error,
-                    "tracked flows were not forgotten"
-                );
-            }
-        }
+            .flat_map(|v4| [IpAddr::from(*v4), config.plan.endpoint_v6(*v4).into()])
+            .flat_map(|address| [Flows::AnsweredBy(address), Flows::BegunBy(address)])
+            .chain(udp.difference(&self.udp_ports).flat_map(|port| {
+                let port = *port;
+                [false, true].map(|v6| Flows::UdpTo { port, v6 })
+            }));
+        flows.for_each(forget);
         self.forgotten.clone_from(&config.resting);
         self.udp_ports = udp;
+    }
+}
+
+fn forget(flows: Flows) {
+    if let Err(error) = conntrack::forget(flows) {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(?flows, error, "tracked flows were not forgotten");
     }
 }

@@ -2,16 +2,14 @@
 //! that a crash leaves a whole pair or none. No bridge: each container has a link of its own, with host routes and static
 //! neighbours on both sides, so containers share no broadcast domain and nobody answers for another's address.
 
+use super::netlink::{To, ensure_address, ensure_mtu, ensure_neighbour, ensure_route, ensure_up, errno, failed};
 use super::netns::{Connection, Netns};
 use super::{DatapathError, Endpoint, NODE_MAC, sysctl};
 use futures_util::TryStreamExt as _;
 use roble_daemon::failpoint;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
-use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::RouteScope;
-use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use std::net::Ipv4Addr;
+use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
@@ -36,17 +34,29 @@ pub struct Link {
     pub up: bool,
     /// Carries packets; comes a moment after both ends are up.
     pub operational: bool,
+    /// Largest packet in bytes.
+    pub mtu: u32,
+}
+
+/// What all links of a node have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Common {
+    /// The node's own addresses on every link, the containers' gateways: IPv4, and IPv6 if the node has it.
+    pub gateways: Vec<IpAddr>,
+    /// Largest packet in bytes.
+    pub mtu: u32,
 }
 
 impl Link {
     fn read(message: &LinkMessage) -> Self {
-        let (mut name, mut peer, mut mac, mut operational) = (String::new(), None, Vec::new(), false);
+        let (mut name, mut peer, mut mac, mut operational, mut mtu) = (String::new(), None, Vec::new(), false, 0);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name.clone_from(text),
                 LinkAttribute::Link(index) => peer = Some(*index),
                 LinkAttribute::Address(bytes) => mac.clone_from(bytes),
                 LinkAttribute::OperState(state) => operational = *state == State::Up,
+                LinkAttribute::Mtu(bytes) => mtu = *bytes,
                 _ => {}
             }
         }
@@ -58,20 +68,8 @@ impl Link {
             mac,
             up,
             operational,
+            mtu,
         }
-    }
-}
-
-fn failed(attempt: impl Into<String>) -> impl FnOnce(Error) -> DatapathError {
-    let attempt = attempt.into();
-    move |source| DatapathError::Netlink { attempt, source }
-}
-
-/// The error number of a refused request, e.g. 19 for ENODEV.
-fn errno(error: &Error) -> Option<i32> {
-    match error {
-        Error::NetlinkError(message) => message.code.map(|code| -code.get()),
-        _ => None,
     }
 }
 
@@ -90,7 +88,11 @@ pub async fn list(handle: &Handle) -> Result<Vec<Link>, DatapathError> {
     Ok(links.iter().map(Link::read).collect())
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, DatapathError> {
+/// The interface of that name, if there is one.
+///
+/// # Errors
+/// [`DatapathError::Netlink`].
+pub async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, DatapathError> {
     match handle.link().get().match_name(name).execute().try_next().await {
         Ok(link) => Ok(link.as_ref().map(Link::read)),
         Err(error) if errno(&error) == Some(nix::libc::ENODEV) => Ok(None),
@@ -114,7 +116,7 @@ pub async fn remove(handle: &Handle, link: &Link) -> Result<(), DatapathError> {
 /// Brings the link of `endpoint` to what it shall be, making it anew if its ends do not belong together.
 /// Returns the index of the node's side.
 ///
-/// `existing`: the link of that name, if there is one.
+/// `addresses`: of the container, one of each family of `common.gateways`. `existing`: the link of that name, if there is one.
 ///
 /// # Errors
 /// [`DatapathError`]; what was done so far stays and is taken up by the next call.
@@ -122,7 +124,8 @@ pub async fn ensure(
     node: &Handle,
     netns: &Netns,
     endpoint: &Endpoint,
-    gateway: Ipv4Addr,
+    addresses: &[IpAddr],
+    common: &Common,
     existing: Option<&Link>,
 ) -> Result<u32, DatapathError> {
     let name = endpoint.link.as_str();
@@ -150,17 +153,26 @@ pub async fn ensure(
             (host.index, container.index)
         }
     };
-    sysctl::prepare_link(name)?;
+    let has_v6 = common.gateways.iter().any(IpAddr::is_ipv6);
+    sysctl::prepare_link(name, has_v6)?;
     failpoint!("net.link.parameters");
-    ensure_address(node, host, gateway).await?;
+    ensure_mtu(node, host, common.mtu).await?;
+    for gateway in &common.gateways {
+        ensure_address(node, host, *gateway).await?;
+    }
     failpoint!("net.link.address");
     ensure_up(node, host).await?;
     failpoint!("net.link.up");
-    configure_container(&inside, container, endpoint, gateway).await?;
+    if has_v6 {
+        netns.run(sysctl::prepare_container).await??;
+    }
+    configure_container(&inside, container, addresses, common).await?;
     failpoint!("net.link.container");
-    ensure_route(node, host, Some(endpoint.address), None).await?;
-    failpoint!("net.link.route");
-    ensure_neighbour(node, host, endpoint.address, &endpoint.mac()).await?;
+    for address in addresses {
+        ensure_route(node, host, To::Host(*address)).await?;
+        failpoint!("net.link.route");
+        ensure_neighbour(node, host, *address, &endpoint.mac()).await?;
+    }
     failpoint!("net.link.neighbour");
     wait_operational(node, name).await?;
     wait_operational(&inside.handle, CONTAINER_INTERFACE).await?;
@@ -202,75 +214,27 @@ async fn create(node: &Handle, netns: &Netns, endpoint: &Endpoint) -> Result<(),
 async fn configure_container(
     inside: &Connection,
     index: u32,
-    endpoint: &Endpoint,
-    gateway: Ipv4Addr,
+    addresses: &[IpAddr],
+    common: &Common,
 ) -> Result<(), DatapathError> {
     let handle = &inside.handle;
     if let Some(loopback) = find(handle, "lo").await? {
         ensure_up(handle, loopback.index).await?;
     }
     failpoint!("net.inside.loopback");
-    ensure_address(handle, index, endpoint.address).await?;
+    ensure_mtu(handle, index, common.mtu).await?;
+    for address in addresses {
+        ensure_address(handle, index, *address).await?;
+    }
     failpoint!("net.inside.address");
     ensure_up(handle, index).await?;
     failpoint!("net.inside.up");
-    ensure_neighbour(handle, index, gateway, &NODE_MAC).await?;
-    failpoint!("net.inside.neighbour");
-    ensure_route(handle, index, Some(gateway), None).await?;
-    failpoint!("net.inside.gateway");
-    ensure_route(handle, index, None, Some(gateway)).await
-}
-
-async fn ensure_up(handle: &Handle, index: u32) -> Result<(), DatapathError> {
-    let message = LinkUnspec::new_with_index(index).up().build();
-    handle
-        .link()
-        .set(message)
-        .execute()
-        .await
-        .map_err(failed("set link up"))
-}
-
-async fn ensure_address(handle: &Handle, index: u32, address: Ipv4Addr) -> Result<(), DatapathError> {
-    let request = handle.address().add(index, address.into(), 32).replace();
-    request
-        .execute()
-        .await
-        .map_err(failed(format!("add address {address}")))
-}
-
-async fn ensure_neighbour(handle: &Handle, index: u32, address: Ipv4Addr, mac: &[u8]) -> Result<(), DatapathError> {
-    let request = handle.neighbours().add(index, address.into()).link_layer_address(mac);
-    let request = request.state(NeighbourState::Permanent).replace();
-    request
-        .execute()
-        .await
-        .map_err(failed(format!("add neighbour {address}")))
-}
-
-/// To the host `destination`, or to everywhere; on the link itself, or by way of `gateway`.
-async fn ensure_route(
-    handle: &Handle,
-    index: u32,
-    destination: Option<Ipv4Addr>,
-    gateway: Option<Ipv4Addr>,
-) -> Result<(), DatapathError> {
-    let mut route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index);
-    if let Some(destination) = destination {
-        route = route.destination_prefix(destination, 32);
+    for gateway in &common.gateways {
+        ensure_neighbour(handle, index, *gateway, &NODE_MAC).await?;
+        failpoint!("net.inside.neighbour");
+        ensure_route(handle, index, To::Host(*gateway)).await?;
+        failpoint!("net.inside.gateway");
+        ensure_route(handle, index, To::Everywhere(*gateway)).await?;
     }
-    route = match gateway {
-        Some(gateway) => route.gateway(gateway),
-        None => route.scope(RouteScope::Link),
-    };
-    let message = route.build();
-    debug_assert_eq!(message.header.address_family, AddressFamily::Inet);
-    let attempt = destination.map_or("add default route".into(), |to| format!("add route to {to}"));
-    handle
-        .route()
-        .add(message)
-        .replace()
-        .execute()
-        .await
-        .map_err(failed(attempt))
+    Ok(())
 }

@@ -87,29 +87,37 @@ impl Netns {
     /// # Errors
     /// [`DatapathError::EnterNetns`] also if it is a namespace of another kind.
     pub async fn connect(&self) -> Result<Connection, DatapathError> {
+        let runtime = tokio::runtime::Handle::current();
+        self.run(move || {
+            let _context = runtime.enter();
+            Connection::open()
+        })
+        .await?
+    }
+
+    /// What `work` returns, run inside by a thread of its own: it must never do anything else once it is there.
+    ///
+    /// # Errors
+    /// [`DatapathError::EnterNetns`] also if it is a namespace of another kind.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, DatapathError> {
         let failed = |source: io::Error| DatapathError::EnterNetns {
             path: self.path.clone(),
             source,
         };
         let file = self.file.try_clone().map_err(failed)?;
-        let runtime = tokio::runtime::Handle::current();
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        // A thread of its own: it must never do anything else once it is inside.
         std::thread::Builder::new()
             .name("roble-netns".into())
             .stack_size(256 * 1024)
             .spawn(move || {
-                let _context = runtime.enter();
-                let result = setns(&file, CloneFlags::CLONE_NEWNET)
-                    .map_err(io::Error::from)
-                    .map(|()| Connection::open());
-                let _ = sender.send(result);
+                let result = setns(&file, CloneFlags::CLONE_NEWNET).map(|()| work());
+                let _ = sender.send(result.map_err(io::Error::from));
             })
             .map_err(failed)?;
         receiver
             .await
             .map_err(|_| failed(io::Error::other("the thread ended")))?
-            .map_err(failed)?
+            .map_err(failed)
     }
 }
 

@@ -23,48 +23,65 @@ fn wish(netns: &str, ports: &str) -> Attach {
 #[test]
 fn repeating_keeps_the_address_and_changes_ports() {
     let mut state = State::default();
-    let first = state.attach(&range(), "a", &wish("a", "80"), &at(0)).unwrap();
+    let first = state
+        .attach(&Plan::default(), &range(), "a", &wish("a", "80"), &at(0))
+        .unwrap();
     let before = state.clone();
-    assert_eq!(state.attach(&range(), "a", &wish("a", "80"), &at(5)).unwrap(), first);
+    assert_eq!(
+        state
+            .attach(&Plan::default(), &range(), "a", &wish("a", "80"), &at(5))
+            .unwrap(),
+        first
+    );
     assert_eq!(state, before);
-    let changed = state.attach(&range(), "a", &wish("a2", "81"), &at(9)).unwrap();
+    let changed = state
+        .attach(&Plan::default(), &range(), "a", &wish("a2", "81"), &at(9))
+        .unwrap();
     assert_eq!((changed.address, changed.ports[0].host), (first.address, 81));
 }
 
 #[test]
 fn a_taken_port_names_its_owner_and_changes_nothing() {
     let mut state = State::default();
-    state.attach(&range(), "a", &wish("a", "80;53/udp"), &at(0)).unwrap();
+    state
+        .attach(&Plan::default(), &range(), "a", &wish("a", "80;53/udp"), &at(0))
+        .unwrap();
     let before = state.clone();
     let refused = state
-        .attach(&range(), "b", &wish("b", "53;80:8080"), &at(0))
+        .attach(&Plan::default(), &range(), "b", &wish("b", "53;80:8080"), &at(0))
         .unwrap_err();
     assert_eq!(refused.to_string(), "port 80/tcp is published by container a");
     assert_eq!(state, before);
-    state.attach(&range(), "b", &wish("b", "53/tcp"), &at(0)).unwrap();
+    state
+        .attach(&Plan::default(), &range(), "b", &wish("b", "53/tcp"), &at(0))
+        .unwrap();
 }
 
 #[test]
 fn exhaustion_quarantine_and_return() {
     let mut state = State::default();
     for name in ["a", "b", "c", "d", "e"] {
-        state.attach(&range(), name, &wish(name, ""), &at(0)).unwrap();
+        state
+            .attach(&Plan::default(), &range(), name, &wish(name, ""), &at(0))
+            .unwrap();
     }
     let address = state.attachments["c"].address;
-    let full = state.attach(&range(), "f", &wish("f", ""), &at(0)).unwrap_err();
+    let full = state
+        .attach(&Plan::default(), &range(), "f", &wish("f", ""), &at(0))
+        .unwrap_err();
     assert_eq!(
         full.to_string(),
         "no free address in 10.18.0.0/29: 5 held, 0 resting after release"
     );
     assert!(state.detach("c", &at(1_000)) && !state.detach("c", &at(1_000)));
     assert!(matches!(
-        state.attach(&range(), "f", &wish("f", ""), &at(60_999)),
+        state.attach(&Plan::default(), &range(), "f", &wish("f", ""), &at(60_999)),
         Err(RefusedAttach::NoAddress { .. })
     ));
     let mut other = state.clone();
     assert_eq!(
         other
-            .attach(&range(), "f", &wish("f", ""), &at(61_000))
+            .attach(&Plan::default(), &range(), "f", &wish("f", ""), &at(61_000))
             .unwrap()
             .address,
         address
@@ -76,13 +93,16 @@ fn exhaustion_quarantine_and_return() {
     assert_eq!(
         state
             .clone()
-            .attach(&range(), "f", &wish("f", ""), &after_reboot)
+            .attach(&Plan::default(), &range(), "f", &wish("f", ""), &after_reboot)
             .unwrap()
             .address,
         address
     );
     assert_eq!(
-        state.attach(&range(), "c", &wish("c", ""), &at(1_001)).unwrap().address,
+        state
+            .attach(&Plan::default(), &range(), "c", &wish("c", ""), &at(1_001))
+            .unwrap()
+            .address,
         address
     );
 }
@@ -93,7 +113,7 @@ fn nonsense_is_refused() {
     let long = "x".repeat(MAX_CONTAINER_LEN + 1);
     for container in ["", "a/b", "a b", "..%", long.as_str()] {
         assert!(matches!(
-            state.attach(&range(), container, &wish("a", ""), &at(0)),
+            state.attach(&Plan::default(), &range(), container, &wish("a", ""), &at(0)),
             Err(RefusedAttach::Invalid(_))
         ));
     }
@@ -102,7 +122,7 @@ fn nonsense_is_refused() {
         ..wish("a", "")
     };
     assert!(matches!(
-        state.attach(&range(), "a", &twice, &at(0)),
+        state.attach(&Plan::default(), &range(), "a", &twice, &at(0)),
         Err(RefusedAttach::Invalid(_))
     ));
     let relative = Attach {
@@ -111,14 +131,26 @@ fn nonsense_is_refused() {
         instance: None,
     };
     assert!(matches!(
-        state.attach(&range(), "a", &relative, &at(0)),
+        state.attach(&Plan::default(), &range(), "a", &relative, &at(0)),
         Err(RefusedAttach::Invalid(_))
     ));
-    state.attach(&range(), "a", &wish("a", ""), &at(0)).unwrap();
+    state
+        .attach(&Plan::default(), &range(), "a", &wish("a", ""), &at(0))
+        .unwrap();
     assert!(matches!(
-        state.attach(&range(), "b", &wish("a", ""), &at(0)),
+        state.attach(&Plan::default(), &range(), "b", &wish("a", ""), &at(0)),
         Err(RefusedAttach::Invalid(_))
     ));
+}
+
+#[test]
+fn what_the_first_release_wrote_is_read() {
+    let text =
+        r#"{"schema":1,"attachments":{"a":{"netns":"/run/netns/a","address":"10.18.0.2","ports":["80"]}},"former":{}}"#;
+    let state: State = serde_json::from_str(text).unwrap();
+    assert_eq!(state.attachments["a"].instance, None);
+    let listed = state.list(&Plan::default());
+    assert_eq!(listed[0].address_v6, Some("fc00::a12:2".parse().unwrap()));
 }
 
 #[derive(Debug, Clone)]
@@ -155,7 +187,7 @@ proptest! {
                     let container = format!("c{n}");
                     let text = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(";");
                     let before = state.clone();
-                    match state.attach(&range(), &container, &wish(&container, &text), &now) {
+                    match state.attach(&Plan::default(), &range(), &container, &wish(&container, &text), &now) {
                         Ok(attached) => {
                             let std::net::IpAddr::V4(address) = attached.address else { unreachable!() };
                             prop_assert!(range().contains(address));

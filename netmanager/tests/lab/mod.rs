@@ -14,6 +14,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 pub const NODE: &str = "10.99.0.2";
 pub const OUTSIDE: &str = "10.99.0.3";
+pub const NODE_V6: &str = "2001:db8:99::2";
+pub const OUTSIDE_V6: &str = "2001:db8:99::3";
 
 /// Everything is removed when it is dropped.
 pub struct Lab {
@@ -76,7 +78,7 @@ impl Lab {
                 "link", "add", "up0", "netns", &node, "type", "veth", "peer", "name", "e0", "netns", &out,
             ],
         );
-        for (netns, link, address) in [(&node, "up0", NODE), (&out, "e0", OUTSIDE)] {
+        for (netns, link, address, v6) in [(&node, "up0", NODE, NODE_V6), (&out, "e0", OUTSIDE, OUTSIDE_V6)] {
             // Otherwise the IPv6 address is tentative for a second or two, which is a change nobody made.
             let dad = format!("echo 0 > /proc/sys/net/ipv6/conf/{link}/accept_dad");
             run("nsenter", &[&format!("--net=/run/netns/{netns}"), "sh", "-c", &dad]);
@@ -84,6 +86,7 @@ impl Lab {
                 "ip",
                 &["-n", netns, "addr", "add", &format!("{address}/24"), "dev", link],
             );
+            run("ip", &["-n", netns, "addr", "add", &format!("{v6}/64"), "dev", link]);
             run("ip", &["-n", netns, "link", "set", link, "up"]);
             run("ip", &["-n", netns, "link", "set", "lo", "up"]);
         }
@@ -113,6 +116,12 @@ impl Lab {
     /// Runs `ip` or another program inside the node.
     pub fn node(&self, program: &str, args: &[&str]) -> String {
         let netns = format!("--net=/run/netns/{}", self.name("node"));
+        run("nsenter", &[&[netns.as_str(), program], args].concat())
+    }
+
+    /// Runs a program in a namespace of the lab.
+    pub fn run_in(&self, name: &str, program: &str, args: &[&str]) -> String {
+        let netns = format!("--net=/run/netns/{}", self.name(name));
         run("nsenter", &[&[netns.as_str(), program], args].concat())
     }
 
@@ -221,10 +230,10 @@ impl Lab {
     pub fn serve(&self, name: &str, port: u16) {
         let greeting = name.to_owned();
         inside(&self.name(name), move || {
-            let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+            let listener = TcpListener::bind(("::", port)).unwrap();
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
-                    let caller = stream.peer_addr().unwrap().ip();
+                    let caller = stream.peer_addr().unwrap().ip().to_canonical();
                     let _ = writeln!(&stream, "{greeting} {caller}");
                 }
             });
@@ -256,10 +265,12 @@ impl Lab {
     pub fn baseline(&self) -> String {
         let sysctls = "grep -r . /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/route_localnet \
                        /proc/sys/net/ipv4/conf/*/send_redirects /proc/sys/net/ipv4/conf/*/rp_filter \
-                       /proc/sys/net/ipv4/ip_forward";
+                       /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/*/forwarding \
+                       /proc/sys/net/ipv6/conf/*/force_forwarding /proc/sys/net/ipv6/conf/*/accept_ra";
         [
             self.node("ip", &["addr"]),
             self.node("ip", &["route", "show", "table", "all"]),
+            self.node("ip", &["-6", "route", "show", "table", "all"]),
             self.node("ip", &["neigh", "show", "nud", "permanent"]),
             self.node("nft", &["list", "ruleset"]),
             self.node("sh", &["-c", sysctls]),

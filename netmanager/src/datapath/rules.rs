@@ -1,0 +1,152 @@
+//! What is in our table, from the whole configuration.
+//!
+//! - a container sends from its own addresses only, and reaches neither `127.0.0.0/8` of the node nor the metadata service
+//! - addresses of services lead to backends, see [`services`]; those that lead nowhere are refused at once
+//! - published ports: traffic to any address of the node, from outside, from containers and from the node itself
+//!   (`127.0.0.1` included, `::1` not), goes to the container; traffic to other machines is never touched
+//! - containers of one application reach each other, and nobody else does, see [`isolation`]
+//! - a tunnel takes from each node what comes from its block, see [`tunnels`]
+//! - from outside only published ports and answers reach a container; leaving traffic gets the node's address
+//! - interfaces on which we had to turn on forwarding forward to and from containers only
+//!
+//! Verdicts of ours are final for us only: other tables of the node still have their say.
+
+pub mod isolation;
+pub mod services;
+pub mod tunnels;
+
+use super::ruleset::Ruleset;
+use super::sysctl::{Opened, OpenedV6};
+use super::{DatapathConfig, Endpoint, LINK_PREFIX};
+
+/// The rules of `config`, with those of its endpoints that are there.
+pub fn render(config: &DatapathConfig, endpoints: &[&Endpoint], opened: &Opened) -> Ruleset {
+    let mut rules = Ruleset::default();
+    guard(&mut rules, config, endpoints);
+    services::render(&mut rules, config, endpoints);
+    publish(&mut rules, config, endpoints);
+    isolation::render(&mut rules, config, endpoints);
+    tunnels::render(&mut rules, config);
+    leave(&mut rules, config, endpoints, opened);
+    rules
+}
+
+/// `"rbl-*"`: all links of ours, tunnels too.
+fn ours() -> String {
+    format!("\"{LINK_PREFIX}*\"")
+}
+
+/// Who may send from what.
+fn guard(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]) {
+    rules.set("sources4", "ifname . ipv4_addr");
+    rules.set("sources6", "ifname . ipv6_addr");
+    for endpoint in endpoints {
+        let v6 = config.plan.endpoint_v6(endpoint.address);
+        rules.put("sources4", format!("\"{}\" . {}", endpoint.link, endpoint.address));
+        rules.put("sources6", format!("\"{}\" . {v6}", endpoint.link));
+    }
+    let mut lines = vec![format!("iifname != {} accept", ours())];
+    lines.extend(tunnels::guard(config));
+    lines.extend(
+        [
+            "ip6 saddr { ::, fe80::/10 } drop comment \"link-local, not used here\"",
+            "meta nfproto ipv4 iifname . ip saddr != @sources4 counter drop comment \"foreign source\"",
+            "meta nfproto ipv6 iifname . ip6 saddr != @sources6 counter drop comment \"foreign source\"",
+            "ip daddr { 127.0.0.0/8, 169.254.169.254 } counter drop comment \"loopback, metadata\"",
+            "ip6 daddr fd00:ec2::254 counter drop comment \"metadata\"",
+        ]
+        .map(Into::into),
+    );
+    rules.base_chain("guard", "filter hook prerouting priority raw", lines);
+}
+
+fn publish(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]) {
+    rules.map("published4", "inet_proto . inet_service : ipv4_addr . inet_service");
+    rules.map("published6", "inet_proto . inet_service : ipv6_addr . inet_service");
+    for endpoint in endpoints {
+        let (v4, v6) = (endpoint.address, config.plan.endpoint_v6(endpoint.address));
+        for port in &endpoint.ports {
+            let key = format!("{} . {}", port.protocol, port.host);
+            rules.insert("published4", key.clone(), format!("{v4} . {}", port.container));
+            rules.insert("published6", key, format!("{v6} . {}", port.container));
+        }
+    }
+    let publish = [
+        "meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @published4",
+        // A packet from ::1 cannot leave the node, whatever its destination.
+        "meta nfproto ipv6 fib daddr type local ip6 daddr != ::1 dnat ip6 to meta l4proto . th dport map @published6",
+    ];
+    let to_services = format!("iifname {} jump {}", ours(), services::ENTRY);
+    let prerouting = [to_services.as_str()].into_iter().chain(publish);
+    rules.base_chain("prerouting", "nat hook prerouting priority dstnat", prerouting);
+    // nft 1.0 knows the name `dstnat` in the prerouting hook only.
+    rules.base_chain("output", "nat hook output priority -100", publish);
+}
+
+/// Between containers and other machines.
+fn leave(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint], opened: &Opened) {
+    let (plan, range, ours) = (&config.plan, &config.range, ours());
+    rules.set("opened4", "ifname");
+    rules.set("opened6", "ifname");
+    for name in &opened.v4 {
+        rules.put("opened4", format!("\"{name}\""));
+    }
+    if let OpenedV6::Interfaces(names) = &opened.v6 {
+        for name in names {
+            rules.put("opened6", format!("\"{name}\""));
+        }
+    }
+    let no_router6 = match opened.v6 {
+        OpenedV6::Everything => "meta nfproto ipv6 counter drop comment \"not a router\"",
+        OpenedV6::Interfaces(_) | OpenedV6::Nothing => {
+            "meta nfproto ipv6 iifname @opened6 counter drop comment \"not a router\""
+        }
+    };
+    let forward = [
+        format!("iifname {ours} oifname {ours} goto {}", isolation::ENTRY),
+        format!(
+            "iifname \"{}\" counter drop comment \"from a tunnel to elsewhere\"",
+            super::tunnel::LINK
+        ),
+        format!("iifname {ours} goto leave"),
+        format!("oifname {ours} ct state established,related accept"),
+        format!("oifname {ours} ct status dnat accept"),
+        format!("oifname {ours} counter drop comment \"not published\""),
+        "meta nfproto ipv4 iifname @opened4 counter drop comment \"not a router\"".into(),
+        no_router6.into(),
+    ];
+    rules.base_chain("forward", "filter hook forward priority filter", forward);
+    // An endpoint that has no route here would leave by the default route.
+    let (first, last) = plan.endpoints;
+    let unknown = "counter reject with icmpx host-unreachable comment \"unknown endpoint\"";
+    let leave = [
+        format!("ip daddr {first}-{last} {unknown}"),
+        format!(
+            "ip6 daddr {}-{} {unknown}",
+            plan.endpoint_v6(first),
+            plan.endpoint_v6(last)
+        ),
+    ];
+    rules.chain("leave", leave);
+
+    rules.set("hairpins4", "ipv4_addr . ipv4_addr");
+    rules.set("hairpins6", "ipv6_addr . ipv6_addr");
+    for endpoint in endpoints {
+        let (v4, v6) = (endpoint.address, plan.endpoint_v6(endpoint.address));
+        rules.put("hairpins4", format!("{v4} . {v4}"));
+        rules.put("hairpins6", format!("{v6} . {v6}"));
+    }
+    let range6 = format!("{}/{}", plan.endpoint_v6(range.network()), 96 + range.prefix());
+    let postrouting = [
+        format!("ip saddr 127.0.0.0/8 oifname {ours} masquerade"),
+        // Nobody takes a packet from its own address: the node steps in between.
+        "ip saddr . ip daddr @hairpins4 masquerade".into(),
+        "ip6 saddr . ip6 daddr @hairpins6 masquerade".into(),
+        format!("ip saddr {range} ip daddr != {range} oifname != {ours} masquerade"),
+        format!("ip6 saddr {range6} ip6 daddr != {range6} oifname != {ours} masquerade"),
+    ];
+    rules.base_chain("postrouting", "nat hook postrouting priority srcnat", postrouting);
+}
+
+#[cfg(test)]
+mod tests;

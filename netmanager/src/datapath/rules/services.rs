@@ -1,0 +1,160 @@
+//! From addresses of services to backends, for callers of the same application.
+//!
+//! Only the first packet of a flow comes here; connection tracking remembers what was chosen. The entry looks up caller and
+//! address together and goes to a chain of that caller and that service, whose counters nobody else moves: turns are exact
+//! for each caller, and for TCP, UDP and all else separately. There is one such chain for round robin and one for what is
+//! chosen by nearness. Addresses of single instances need no turns: one map per application.
+//!
+//! Closest and least used are not measured yet: both take turns among the ready backends of this node, or among all if it
+//! has none.
+
+use super::ours;
+use crate::datapath::ruleset::Ruleset;
+use crate::datapath::{Backend, DatapathConfig, Endpoint, Service};
+use roble_core::ids::ApplicationId;
+use roble_core::overlay::block::Block;
+use roble_core::overlay::row::Policy;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The chain that packets of containers go through.
+pub const ENTRY: &str = "services";
+
+pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]) {
+    rules.map("turns4", "ipv4_addr . ipv4_addr : verdict");
+    rules.map("turns6", "ipv6_addr . ipv6_addr : verdict");
+    rules.map("callers4", "ipv4_addr : verdict");
+    rules.map("callers6", "ipv6_addr : verdict");
+    let entry = [
+        "ip saddr . ip daddr vmap @turns4",
+        "ip6 saddr . ip6 daddr vmap @turns6",
+        "ip saddr vmap @callers4",
+        "ip6 saddr vmap @callers6",
+    ];
+    rules.chain(ENTRY, entry);
+    refuse(rules, config);
+    let mut applications = BTreeSet::new();
+    for endpoint in endpoints {
+        let Some(tenant) = &endpoint.tenant else { continue };
+        let of_mine = |service: &&Service| service.application == tenant.application;
+        let v6 = config.plan.endpoint_v6(endpoint.address);
+        for service in config.services.iter().filter(of_mine) {
+            turns(rules, service, endpoint.address, v6.into());
+        }
+        rules.insert(
+            "callers4",
+            endpoint.address.to_string(),
+            format!("goto {}", instances_of(tenant.application)),
+        );
+        rules.insert(
+            "callers6",
+            v6.to_string(),
+            format!("goto {}", instances_of(tenant.application)),
+        );
+        applications.insert(tenant.application);
+    }
+    for application in applications {
+        instances(rules, config, application);
+    }
+}
+
+/// What was not translated leads nowhere: refused at once, and never let out by the default route.
+fn refuse(rules: &mut Ruleset, config: &DatapathConfig) {
+    let (v4, v6): (Block, u16) = (config.plan.services, config.plan.services_v6);
+    let of_services = [format!("ip daddr {v4}"), format!("ip6 daddr {v6:x}::/16")];
+    let mut lines = vec![format!("iifname != {} accept", ours())];
+    for of in of_services {
+        lines.push(format!(
+            "{of} meta l4proto tcp counter reject with tcp reset comment \"no backend\""
+        ));
+        lines.push(format!(
+            "{of} counter reject with icmpx port-unreachable comment \"no backend\""
+        ));
+    }
+    // Right after the translation of destinations, at -100.
+    rules.base_chain("unserved", "filter hook prerouting priority -99", lines);
+}
+
+/// Chains and elements of one caller and one service.
+fn turns(rules: &mut Ruleset, service: &Service, caller: Ipv4Addr, caller6: IpAddr) {
+    let ready: Vec<&Backend> = service.ready().collect();
+    if ready.is_empty() {
+        return;
+    }
+    let local: Vec<&Backend> = ready.iter().copied().filter(|backend| backend.local).collect();
+    let near = if local.is_empty() { &ready } else { &local };
+    for (policies, kind, backends) in [
+        (&[Policy::RoundRobin][..], "turn", &ready),
+        (&[Policy::Closest, Policy::LeastUsed], "near", near),
+    ] {
+        let addresses: Vec<_> = policies
+            .iter()
+            .flat_map(|policy| service.addresses_of(*policy))
+            .collect();
+        if addresses.is_empty() {
+            continue;
+        }
+        let chain = format!("{kind}_{:08x}_{}", caller.to_bits(), service.service);
+        for address in addresses {
+            let (map, caller) = if address.is_ipv4() {
+                ("turns4", IpAddr::from(caller))
+            } else {
+                ("turns6", caller6)
+            };
+            rules.insert(map, format!("{caller} . {address}"), format!("goto {chain}"));
+        }
+        let v4: Vec<_> = backends.iter().map(|backend| backend.v4.to_string()).collect();
+        let v6: Vec<_> = backends.iter().map(|backend| backend.v6.to_string()).collect();
+        rules.chain(&chain, [choose("ipv4", "ip", &v4), choose("ipv6", "ip6", &v6)].concat());
+    }
+}
+
+/// Rules that send a flow to the next of `backends`.
+fn choose(protocol: &str, family: &str, backends: &[String]) -> Vec<String> {
+    if let [only] = backends {
+        return vec![format!("meta nfproto {protocol} dnat {family} to {only}")];
+    }
+    let numbered = backends
+        .iter()
+        .enumerate()
+        .map(|(number, backend)| format!("{number} : {backend}"));
+    let numbered = numbered.collect::<Vec<_>>().join(", ");
+    let next = format!(
+        "dnat {family} to numgen inc mod {} map {{ {numbered} }}",
+        backends.len()
+    );
+    // Each rule counts for itself.
+    ["meta l4proto tcp ", "meta l4proto udp ", ""]
+        .map(|transport| format!("meta nfproto {protocol} {transport}{next}"))
+        .into()
+}
+
+fn instances_of(application: ApplicationId) -> String {
+    format!("instances_{application}")
+}
+
+/// Addresses of single instances of an application.
+fn instances(rules: &mut Ruleset, config: &DatapathConfig, application: ApplicationId) {
+    let (map4, map6) = (format!("instances4_{application}"), format!("instances6_{application}"));
+    rules.map(&map4, "ipv4_addr : ipv4_addr");
+    rules.map(&map6, "ipv6_addr : ipv6_addr");
+    for service in config
+        .services
+        .iter()
+        .filter(|service| service.application == application)
+    {
+        for backend in service.ready() {
+            for address in service.addresses_of(Policy::Instance(backend.number)) {
+                match address {
+                    IpAddr::V4(v4) => rules.insert(&map4, v4.to_string(), backend.v4.to_string()),
+                    IpAddr::V6(v6) => rules.insert(&map6, v6.to_string(), backend.v6.to_string()),
+                }
+            }
+        }
+    }
+    let lines = [
+        format!("meta nfproto ipv4 dnat ip to ip daddr map @{map4}"),
+        format!("meta nfproto ipv6 dnat ip6 to ip6 daddr map @{map6}"),
+    ];
+    rules.chain(&instances_of(application), lines);
+}

@@ -1,0 +1,66 @@
+//! What a tunnel may bring: from each node what its block has sent, and for our own block only.
+//!
+//! VXLAN shows who sent a datagram on the outside only, so that is where the inner source is looked at, in bytes: 8 of UDP,
+//! 8 of VXLAN, 14 of Ethernet, then IP.
+
+use crate::datapath::DatapathConfig;
+use crate::datapath::ruleset::Ruleset;
+use crate::datapath::tunnel::{LINK, TunnelKind};
+use roble_core::overlay::block::Block;
+use std::net::IpAddr;
+
+/// Bits before the inner Ethernet type and the inner IP header, from the outer UDP header.
+const INNER_TYPE: u32 = (8 + 8 + 12) * 8;
+const INNER_IP: u32 = (8 + 8 + 14) * 8;
+
+pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig) {
+    let Some(tunnel) = &config.tunnel else { return };
+    let TunnelKind::Vxlan { port, .. } = tunnel.kind;
+    rules.map("peers4", "ipv4_addr : verdict");
+    rules.map("peers6", "ipv6_addr : verdict");
+    for node in config.peers() {
+        let (map, chain) = match node.address {
+            IpAddr::V4(v4) => ("peers4", format!("peer_{:08x}", v4.to_bits())),
+            IpAddr::V6(v6) => ("peers6", format!("peer_{:032x}", v6.to_bits())),
+        };
+        rules.insert(map, node.address.to_string(), format!("goto {chain}"));
+        rules.chain(&chain, from_block(config, node.block));
+    }
+    let tunnel = [
+        format!("udp dport {port} ip saddr vmap @peers4"),
+        format!("udp dport {port} ip6 saddr vmap @peers6"),
+        format!("udp dport {port} counter drop comment \"not from a node\""),
+        format!("iifname \"{LINK}\" ct state established,related accept"),
+        format!("iifname \"{LINK}\" counter drop comment \"from a tunnel to this node itself\""),
+    ];
+    rules.base_chain("tunnel", "filter hook input priority filter", tunnel);
+}
+
+fn from_block(config: &DatapathConfig, block: Block) -> [String; 3] {
+    let mask = u32::MAX << (32 - block.prefix());
+    let last = format!("& 0x{mask:08x} == 0x{:08x}", block.network().to_bits());
+    let (source4, source6) = (INNER_IP + 12 * 8, INNER_IP + 8 * 8);
+    let upper = config.plan.endpoint_v6(block.network()).to_bits() >> 32;
+    [
+        format!("@th,{INNER_TYPE},16 0x0800 @th,{source4},32 {last} accept"),
+        format!(
+            "@th,{INNER_TYPE},16 0x86dd @th,{source6},96 0x{upper:024x} @th,{},32 {last} accept",
+            source6 + 96
+        ),
+        "counter drop comment \"not of the sender's block\"".into(),
+    ]
+}
+
+/// What leaves a tunnel is for our block; the rest of the guard is about containers.
+pub(super) fn guard(config: &DatapathConfig) -> Vec<String> {
+    if config.tunnel.is_none() {
+        return Vec::new();
+    }
+    let (plan, range) = (&config.plan, &config.range);
+    let range6 = format!("{}/{}", plan.endpoint_v6(range.network()), 96 + range.prefix());
+    vec![
+        format!("iifname \"{LINK}\" ip daddr {range} accept"),
+        format!("iifname \"{LINK}\" ip6 daddr {range6} accept"),
+        format!("iifname \"{LINK}\" counter drop comment \"not for this node\""),
+    ]
+}
