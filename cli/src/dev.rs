@@ -253,6 +253,7 @@ async fn start_node(plan: &Plan, node: &plan::Node, processes: &mut Processes<'_
     let inside = format!("--net={}", node.netns());
     let socket = plan.file(&format!("{}/net.sock", node.name));
     let net_state = plan.file(&format!("{}/net", node.name));
+    let state = plan.file(&format!("{}/engine", node.name));
     let name = format!("{}-net", node.name);
     processes.ensure(
         &name,
@@ -264,15 +265,16 @@ async fn start_node(plan: &Plan, node: &plan::Node, processes: &mut Processes<'_
             &net_state,
             "--socket",
             &socket,
-            "--endpoint-range",
-            &node.endpoint_range,
+            "--identity",
+            &state,
+            "--tunnel-kind",
+            "vxlan",
             "--node-name",
             &node.name,
         ],
     )?;
     wait_for(&name, START, || std::path::Path::new(&socket).exists()).await?;
 
-    let state = plan.file(&format!("{}/engine", node.name));
     let (cluster, containerd, namespace) = (
         plan.cluster_api(),
         plan.containerd_socket(),

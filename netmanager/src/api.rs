@@ -95,7 +95,7 @@ impl Api {
             "invalid" => StatusCode::BAD_REQUEST,
             "netns-missing" => StatusCode::UNPROCESSABLE_ENTITY,
             "port-taken" => StatusCode::CONFLICT,
-            "no-address" => StatusCode::SERVICE_UNAVAILABLE,
+            "no-address" | "no-block" => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         match code {

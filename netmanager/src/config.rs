@@ -1,7 +1,9 @@
 //! The daemon's settings: one table, one typed view.
 
+use crate::datapath::tunnel::TunnelKind;
 use roble_core::overlay::block::{Block, ParseBlockError};
 use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, Setting, Spec, state_dir};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +11,40 @@ use std::time::Duration;
 pub static SETTINGS: &[Setting] = &[
     state_dir("/var/lib/roble/net"),
     Setting::new("socket", Kind::Path, "Unix socket of the local API").default("/run/roble/net.sock"),
-    Setting::new("endpoint.range", Kind::String, "IPv4 block of this node's containers").default("10.18.0.0/26"),
+    Setting::new(
+        "endpoint.range",
+        Kind::String,
+        "IPv4 block of this node's containers; if unset, the cluster gives one",
+    ),
+    Setting::new(
+        "identity",
+        Kind::Path,
+        "state folder of the node engine, in which the node's identity is",
+    )
+    .default("/var/lib/roble/node"),
+    Setting::new(
+        "tunnel.kind",
+        Kind::Choice(&["off", "vxlan"]),
+        "how containers of other nodes of the cluster are reached; vxlan is not encrypted: for a trusted segment only",
+    )
+    .default("off"),
+    Setting::new(
+        "tunnel.address",
+        Kind::String,
+        "this node's address in its site; if unset, the one from which the cluster is reached",
+    ),
+    Setting::new(
+        "tunnel.port",
+        Kind::Integer,
+        "UDP port of the tunnel, the same on all nodes",
+    )
+    .default("50103"),
+    Setting::new(
+        "tunnel.vni",
+        Kind::Integer,
+        "number of the VXLAN segment, the same on all nodes",
+    )
+    .default("50103"),
     Setting::new("node.name", Kind::String, "name of this node in logs").default("local"),
     Setting::new(
         "reconcile.interval",
@@ -41,8 +76,14 @@ pub struct NetConfig {
     pub state_dir: PathBuf,
     /// Socket of the local API.
     pub socket: PathBuf,
-    /// This node's block of addresses.
-    pub endpoint_range: Block,
+    /// This node's block of addresses, if it is not leased.
+    pub endpoint_range: Option<Block>,
+    /// Folder with the node's identity.
+    pub identity: PathBuf,
+    /// How other nodes are reached.
+    pub tunnel: Option<TunnelKind>,
+    /// This node's address in its site, if it is told.
+    pub tunnel_address: Option<IpAddr>,
     /// Name of this node in logs.
     pub node_name: String,
     /// How often everything is looked at again.
@@ -51,16 +92,40 @@ pub struct NetConfig {
     pub clean_up: bool,
 }
 
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(
+    /// Which one, and what would be right.
+    pub String,
+);
+
 impl NetConfig {
     /// The typed view of `config`.
     ///
     /// # Errors
-    /// [`ParseBlockError`].
-    pub fn build(config: &Config) -> Result<Self, ParseBlockError> {
+    /// [`SettingsError`] naming the setting.
+    pub fn build(config: &Config) -> Result<Self, SettingsError> {
+        let number = |name: &str, most: u32| match u32::try_from(config.integer(name)) {
+            Ok(number) if (1..=most).contains(&number) => Ok(number),
+            _ => Err(SettingsError(format!("{name} must be 1 to {most}"))),
+        };
+        let range = config.try_string("endpoint.range").map(str::parse).transpose();
+        let address = config.try_string("tunnel.address").map(str::parse).transpose();
+        let tunnel = match config.string("tunnel.kind") {
+            "vxlan" => Some(TunnelKind::Vxlan {
+                port: number("tunnel.port", u32::from(u16::MAX))? as u16,
+                vni: number("tunnel.vni", (1 << 24) - 1)?,
+            }),
+            _ => None,
+        };
         Ok(Self {
             state_dir: config.path("state_dir").into(),
             socket: config.path("socket").into(),
-            endpoint_range: config.string("endpoint.range").parse()?,
+            endpoint_range: range.map_err(|error: ParseBlockError| SettingsError(error.to_string()))?,
+            identity: config.path("identity").into(),
+            tunnel,
+            tunnel_address: address.map_err(|_| SettingsError("tunnel.address is not an IP address".to_owned()))?,
             node_name: config.string("node.name").into(),
             // Zero would never let a request through.
             reconcile_interval: config.duration("reconcile.interval").max(Duration::from_millis(100)),
@@ -74,7 +139,7 @@ mod tests {
     use super::*;
     use roble_daemon::config::{Inputs, Outcome, parse};
 
-    fn build(args: &[&str]) -> Result<NetConfig, ParseBlockError> {
+    fn build(args: &[&str]) -> Result<NetConfig, SettingsError> {
         match parse(&SPEC, &Inputs::default().args(args.iter().copied())) {
             Ok(Outcome::Run(config)) => NetConfig::build(&config),
             other => panic!("{other:?}"),
@@ -85,10 +150,17 @@ mod tests {
     fn defaults_and_flags() {
         SPEC.check().unwrap();
         let config = build(&[]).unwrap();
-        assert_eq!(config.endpoint_range.to_string(), "10.18.0.0/26");
+        assert_eq!((config.endpoint_range, config.tunnel), (None, None));
         assert!(!config.clean_up);
         let config = build(&["--endpoint-range", "10.19.0.0/24", "--state-dir=/tmp/x", "--clean-up"]).unwrap();
-        assert_eq!((config.endpoint_range.capacity(), config.clean_up), (253, true));
+        assert_eq!(
+            (config.endpoint_range.unwrap().capacity(), config.clean_up),
+            (253, true)
+        );
+        let config = build(&["--tunnel-kind", "vxlan", "--tunnel-vni", "7"]).unwrap();
+        assert_eq!(config.tunnel, Some(TunnelKind::Vxlan { port: 50_103, vni: 7 }));
+        assert!(build(&["--tunnel-kind", "vxlan", "--tunnel-vni", "16777216"]).is_err());
+        assert!(build(&["--tunnel-address", "here"]).is_err());
         assert!(build(&["--endpoint-range", "10.19.0.0"]).is_err());
     }
 }

@@ -155,6 +155,8 @@ pub struct RemoteNode {
 pub struct Overlay {
     /// The tree's ranges.
     pub plan: Plan,
+    /// The node's block of endpoint addresses; nothing is attached before there is one.
+    pub block: Option<Block>,
     /// Services of the applications that run here.
     pub services: Vec<Service>,
     /// Other nodes of the same trusted segment.

@@ -6,6 +6,8 @@
 //! | [`state`] | attachments, addresses and ports as data, without I/O |
 //! | [`service`] | the one owner of the state: writes it, then brings the datapath to it |
 //! | [`datapath`] | the seam to the kernel, real and in memory |
+//! | [`follow`] | follows what is told: into the datapath, the name server, and what the node says
+//! | [`overlay`] | from what the cluster tells to what kernel and name server are given |
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
 //! | [`dns`] | names for containers, on the gateway addresses |
@@ -20,7 +22,9 @@ pub mod api;
 pub mod config;
 pub mod datapath;
 pub mod dns;
+pub mod follow;
 pub mod metrics;
+pub mod overlay;
 pub mod service;
 pub mod session;
 pub mod state;

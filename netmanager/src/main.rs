@@ -12,6 +12,8 @@ use roble_daemon::{config as settings, notify};
 use roble_net::api;
 use roble_net::config::{NetConfig, SPEC};
 use roble_net::datapath::kernel::KernelDatapath;
+use roble_net::dns::DnsMetrics;
+use roble_net::follow::Follow;
 use roble_net::metrics::NetMetrics;
 use roble_net::service::NetService;
 use std::sync::Arc;
@@ -47,14 +49,10 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     if config.clean_up {
         return clean_up(&config, datapath, counters).await;
     }
-    let service = NetService::open(
-        &config.state_dir,
-        config.endpoint_range,
-        datapath,
-        Arc::new(SystemClock),
-        counters.clone(),
-    )?;
+    let service = NetService::open(&config.state_dir, datapath, Arc::new(SystemClock), counters.clone())?;
     let service = Arc::new(service);
+    let names = DnsMetrics::default();
+    metrics.register(|registry| names.register(registry));
 
     shutdown.listen_for_signals()?;
     if let Some(folder) = config.socket.parent() {
@@ -65,13 +63,15 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let check = health.check("datapath");
     let router = api::router(service.clone(), counters).merge(health::router(health, metrics));
     tracing::info!(
-        node = config.node_name, socket = %config.socket.display(), range = %config.endpoint_range,
-        version = SPEC.version, "serving"
+        node = config.node_name, socket = %config.socket.display(), version = SPEC.version, "serving"
     );
+    let follow = Follow::new(&config, service.clone(), names, shutdown.token());
+    let told = follow.start().await?;
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));
     let served = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token()).await;
     notify::stopping();
     rounds.abort();
+    told.abort();
     // Removed while the lock is held, so it is never a successor's. The datapath stays: containers go on.
     let _ = std::fs::remove_file(&config.socket);
     served?;
@@ -111,22 +111,8 @@ async fn reconcile(service: Arc<NetService>, check: Check, interval: Duration) {
 }
 
 async fn clean_up(config: &NetConfig, datapath: Arc<KernelDatapath>, counters: NetMetrics) -> anyhow::Result<()> {
-    use roble_net::datapath::Datapath as _;
-    match NetService::open(
-        &config.state_dir,
-        config.endpoint_range,
-        datapath.clone(),
-        Arc::new(SystemClock),
-        counters,
-    ) {
-        Ok(service) => service.clean_up().await?,
-        // Addresses of another range are forgotten with everything else; a newer release's state is left to it.
-        Err(roble_net::service::OpenError::RangeChanged { .. }) => {
-            datapath.clean_up().await?;
-            std::fs::remove_file(config.state_dir.join("attachments.json")).context("remove attachments")?;
-        }
-        Err(error) => return Err(error.into()),
-    }
+    let service = NetService::open(&config.state_dir, datapath, Arc::new(SystemClock), counters)?;
+    service.clean_up().await?;
     tracing::info!("everything removed");
     Ok(())
 }

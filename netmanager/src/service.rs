@@ -4,6 +4,7 @@
 //! end even if the caller goes away.
 
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LinkName, Overlay};
+use crate::dns::{self, Caller, Callers};
 use crate::metrics::NetMetrics;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
 use roble_core::overlay::block::Block;
@@ -13,9 +14,10 @@ use roble_daemon::failpoint;
 use roble_daemon::files::{self, FileError};
 use roble_proto::local_net::{Attach, Attached};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// Largest state file that is read, in bytes.
 const MAX_STATE_BYTES: u64 = 64 << 20;
@@ -33,18 +35,6 @@ pub enum OpenError {
         path: PathBuf,
         /// Its schema.
         found: u64,
-    },
-    /// Containers are attached with addresses outside of the range.
-    #[error(
-        "container {container} has address {address}, outside of endpoint range {range}: run `roble-net --clean-up` first"
-    )]
-    RangeChanged {
-        /// One of them.
-        container: String,
-        /// Its address.
-        address: std::net::Ipv4Addr,
-        /// The range now asked for.
-        range: Block,
     },
     /// A damaged state file could not be set aside.
     #[error("set damaged {path} aside")]
@@ -91,6 +81,7 @@ impl NetError {
             Self::Refused(RefusedAttach::Invalid(_)) | Self::Datapath(DatapathError::NetnsIsOurs { .. }) => "invalid",
             Self::Refused(RefusedAttach::PortTaken { .. }) | Self::PortInUse { .. } => "port-taken",
             Self::Refused(RefusedAttach::NoAddress { .. }) => "no-address",
+            Self::Refused(RefusedAttach::NoBlock) => "no-block",
             Self::Datapath(DatapathError::NetnsMissing { .. }) => "netns-missing",
             Self::Write(_) | Self::Datapath(_) => "internal",
         }
@@ -99,7 +90,6 @@ impl NetError {
 
 /// The attachments of one node.
 pub struct NetService {
-    range: Block,
     path: PathBuf,
     boot_id: String,
     clock: Arc<dyn Clock>,
@@ -108,6 +98,8 @@ pub struct NetService {
     state: Mutex<State>,
     /// Not stored here: whoever keeps the tables gives it again after a restart.
     overlay: std::sync::Mutex<Arc<Overlay>>,
+    /// Who has which endpoint address, for the name server.
+    callers: watch::Sender<Arc<Callers>>,
 }
 
 impl NetService {
@@ -118,7 +110,6 @@ impl NetService {
     /// [`OpenError`].
     pub fn open(
         folder: &Path,
-        range: Block,
         datapath: Arc<dyn Datapath>,
         clock: Arc<dyn Clock>,
         metrics: NetMetrics,
@@ -126,19 +117,9 @@ impl NetService {
         let path = folder.join("attachments.json");
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(OpenError::BootId)?;
         let state = read(&path, clock.wall())?;
-        if let Some((container, attachment)) = state.attachments.iter().find(|(_, a)| !range.contains(a.address)) {
-            let (container, address) = (container.clone(), attachment.address);
-            return Err(OpenError::RangeChanged {
-                container,
-                address,
-                range,
-            });
-        }
-        metrics.addresses.set(range.capacity() as i64);
         metrics.attachments.set(state.attachments.len() as i64);
         let boot_id = boot_id.trim().to_owned();
-        Ok(Self {
-            range,
+        let service = Self {
             path,
             boot_id,
             clock,
@@ -146,7 +127,9 @@ impl NetService {
             metrics,
             state: Mutex::new(state),
             overlay: std::sync::Mutex::default(),
-        })
+            callers: watch::Sender::default(),
+        };
+        Ok(service)
     }
 
     /// Attaches `container`, or changes what is attached. May be repeated; a repetition also repairs the datapath.
@@ -156,7 +139,15 @@ impl NetService {
     pub async fn attach(&self, container: &str, wish: &Attach) -> Result<Attached, NetError> {
         let mut state = self.state.lock().await;
         let mut next = state.clone();
-        let attached = next.attach(&self.overlay().plan, &self.range, container, wish, &self.now())?;
+        let overlay = self.overlay();
+        let range = overlay.block.ok_or(RefusedAttach::NoBlock)?;
+        let mut attached = next.attach(&overlay.plan, &range, container, wish, &self.now())?;
+        attached.resolv_conf = wish.instance.as_ref().and_then(|tenant| {
+            Some(dns::resolv_conf(
+                &[range.gateway().into()],
+                tenant.path.split_once('/')?.0,
+            ))
+        });
         let link = LinkName::of(container);
         if state
             .attachments
@@ -209,8 +200,24 @@ impl NetService {
     ///
     /// # Errors
     /// [`NetError::Datapath`]; it is tried again by the next reconciliation.
-    pub async fn set_overlay(&self, overlay: Overlay) -> Result<(), NetError> {
+    pub async fn set_overlay(&self, mut overlay: Overlay) -> Result<(), NetError> {
         let state = self.state.lock().await;
+        let former = self.overlay().block;
+        let outside = |block: Block| {
+            let mut attachments = state.attachments.iter();
+            attachments.find(|(_, attachment)| !block.contains(attachment.address))
+        };
+        if let (Some(former), Some(block)) = (former, overlay.block)
+            && former != block
+            && let Some((container, attachment)) = outside(block)
+        {
+            let address = attachment.address;
+            tracing::error!(container, %address, %block, "another block while containers have addresses of the former one: kept until they are gone");
+            overlay.block = Some(former);
+        }
+        if let Some(block) = overlay.block {
+            self.metrics.addresses.set(block.capacity() as i64);
+        }
         let overlay = Arc::new(overlay);
         let before = std::mem::replace(
             &mut *self.overlay.lock().unwrap_or_else(PoisonError::into_inner),
@@ -219,7 +226,29 @@ impl NetService {
         if before == overlay {
             return Ok(());
         }
+        self.show_callers(&state);
         self.set(&state).await.map(drop).map_err(NetError::Datapath)
+    }
+
+    /// Who has which endpoint address, as it changes.
+    pub fn callers(&self) -> watch::Receiver<Arc<Callers>> {
+        self.callers.subscribe()
+    }
+
+    fn show_callers(&self, state: &State) {
+        let plan = self.overlay().plan;
+        let callers = state.attachments.values().flat_map(|attachment| {
+            let caller = attachment.instance.as_ref().map(|tenant| Caller {
+                organization: tenant.organization,
+                application: tenant.application,
+            });
+            let v4 = attachment.address;
+            let addresses = [IpAddr::V4(v4), IpAddr::V6(plan.endpoint_v6(v4))];
+            addresses
+                .into_iter()
+                .filter_map(move |address| Some((address, caller?)))
+        });
+        self.callers.send_replace(Arc::new(callers.collect()));
     }
 
     fn overlay(&self) -> Arc<Overlay> {
@@ -309,9 +338,13 @@ impl NetService {
             tenant: attachment.instance.clone(),
         });
         let overlay = self.overlay();
+        let Some(range) = overlay.block else {
+            // Before anything is known nothing is changed: what an earlier process set goes on.
+            return Ok(Vec::new());
+        };
         let config = DatapathConfig {
             plan: overlay.plan,
-            range: self.range,
+            range,
             endpoints: endpoints.collect(),
             resting: state.resting(&self.now()),
             services: overlay.services.clone(),
@@ -336,6 +369,7 @@ impl NetService {
             .map_err(NetError::Write)?;
         self.metrics.attachments.set(next.attachments.len() as i64);
         *state = next;
+        self.show_callers(state);
         Ok(())
     }
 }

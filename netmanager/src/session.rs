@@ -15,7 +15,7 @@ use roble_link::child::ChildClocks;
 use roble_link::mqtt::{MqttConfig, MqttTransport};
 use roble_link::transport::{Transport, TransportEvent, forward};
 use roble_proto::topics::Branch;
-use roble_store::{BackendKind, OpenOptions};
+use roble_store::{BackendKind, OpenOptions, Store};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -61,18 +61,25 @@ impl Hands<Act> for NetHands {
     }
 }
 
-/// Runs the session until `stop`; what the cluster tells goes to `told`, at first what was stored. `says` is what the node
-/// says of itself.
+/// A session that can begin: what was stored is told already.
+pub struct Session {
+    config: SessionConfig,
+    store: Arc<dyn Store>,
+    tier: NetTier,
+    told: watch::Sender<Arc<Told>>,
+    home: watch::Sender<Option<Home>>,
+}
+
+/// Reads what was stored; what the cluster tells goes to `told`, at first that. `home` hears where the node belongs, once it
+/// has joined.
 ///
 /// # Errors
-/// The store cannot be opened or written.
-pub async fn run(
+/// The store cannot be opened or read.
+pub async fn open(
     config: SessionConfig,
-    clock: Arc<dyn Clock>,
     told: watch::Sender<Arc<Told>>,
-    says: watch::Receiver<Vec<Row>>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+    home: watch::Sender<Option<Home>>,
+) -> anyhow::Result<Session> {
     let path = config.state_dir.join("store");
     let opened = roble_store::open(BackendKind::Redb, &path, &OpenOptions::default()).await?;
     if let Some(damaged) = &opened.set_aside {
@@ -88,28 +95,57 @@ pub async fn run(
     for record in bad {
         tracing::error!(record, "a stored record cannot be read");
     }
-    let (events, inbox) = mpsc::channel(1024);
-    let (outbox, queue) = mpsc::channel(512);
-    let transport = Arc::new(OnceLock::new());
-    let hands = NetHands {
-        outbox,
+    told.send_replace(Arc::new(tier.told().clone()));
+    Ok(Session {
+        config,
+        store: opened.store,
+        tier,
         told,
-        transport: transport.clone(),
-    };
-    let link = tokio::spawn(join(config, clock.clone(), transport, queue, events.clone()));
-    let speaking = tokio::spawn(speak(says, events));
-    let shell = Shell {
-        store: opened.store.clone(),
-        clock,
-        rng,
-        hands,
-        look: |_: &_| (),
-    };
-    let result = shell::run(tier, inbox, shell, stop).await;
-    link.abort();
-    speaking.abort();
-    opened.store.close().await?;
-    result.context("the store failed; starting again reads what is on disk")
+        home,
+    })
+}
+
+impl Session {
+    /// Runs until `stop`. `says` is what the node says of itself.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn run(
+        self,
+        clock: Arc<dyn Clock>,
+        says: watch::Receiver<Vec<Row>>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Self {
+            config,
+            store,
+            tier,
+            told,
+            home,
+        } = self;
+        let (events, inbox) = mpsc::channel(1024);
+        let (outbox, queue) = mpsc::channel(512);
+        let transport = Arc::new(OnceLock::new());
+        let hands = NetHands {
+            outbox,
+            told,
+            transport: transport.clone(),
+        };
+        let link = tokio::spawn(join(config, clock.clone(), home, transport, queue, events.clone()));
+        let speaking = tokio::spawn(speak(says, events));
+        let shell = Shell {
+            store: store.clone(),
+            clock,
+            rng: OsRandomness.generator(),
+            hands,
+            look: |_: &_| (),
+        };
+        let result = shell::run(tier, inbox, shell, stop).await;
+        link.abort();
+        speaking.abort();
+        store.close().await?;
+        result.context("the store failed; starting again reads what is on disk")
+    }
 }
 
 /// Passes on what the node says of itself.
@@ -126,6 +162,7 @@ async fn speak(mut says: watch::Receiver<Vec<Row>>, events: mpsc::Sender<Event>)
 async fn join(
     config: SessionConfig,
     clock: Arc<dyn Clock>,
+    joined: watch::Sender<Option<Home>>,
     slot: Arc<OnceLock<Arc<dyn Transport>>>,
     queue: mpsc::Receiver<bytes::Bytes>,
     events: mpsc::Sender<Event>,
@@ -160,6 +197,7 @@ async fn join(
         Box::new(OsRandomness.generator()),
     ));
     let _ = slot.set(transport.clone());
+    joined.send_replace(Some(home.clone()));
     tracing::info!(node = %home.node, cluster = %home.cluster, "link to the cluster is dialed");
     tokio::join!(
         forward(queue, transport.clone()),

@@ -80,6 +80,9 @@ pub enum RefusedAttach {
         /// Who has it.
         owner: String,
     },
+    /// The cluster has not given this node any addresses yet.
+    #[error("this node has no block of addresses yet: its cluster has not given one")]
+    NoBlock,
     /// Every address is held or rests.
     #[error("no free address in {range}: {held} held, {resting} resting after release")]
     NoAddress {
@@ -247,6 +250,7 @@ fn describe(plan: &Plan, container: &str, attachment: &Attachment) -> Attached {
         netns: attachment.netns.clone(),
         address: attachment.address.into(),
         address_v6: Some(plan.endpoint_v6(attachment.address).into()),
+        resolv_conf: None,
         ports: attachment.ports.clone(),
     }
 }

@@ -32,6 +32,11 @@ impl Told {
         }
     }
 
+    /// All rows.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values()
+    }
+
     /// This node's block of endpoint addresses, if it has one: the lowest.
     pub fn block(&self) -> Option<Block> {
         self.rows.values().find_map(|row| match row {

@@ -145,7 +145,7 @@ impl Worker {
         let run = RunOrder {
             instance,
             version: order.version.clone(),
-            files: files(&host, instance.number, &attached.address.to_string()),
+            files: files(&host, instance.number, &attached),
             spec: Arc::new(with_own_name(&order)),
             image_digest: image.digest.clone(),
             netns: Some(path),
@@ -276,12 +276,16 @@ fn with_own_name(order: &Assignment) -> roble_core::spec::InstanceSpec {
     spec
 }
 
-fn files(host: &str, number: u32, address: &str) -> SandboxFiles {
+fn files(host: &str, number: u32, attached: &Attached) -> SandboxFiles {
+    let address = attached.address;
     let name: String = format!("{host}-{number}").chars().take(63).collect();
     SandboxFiles {
         hosts: Some(format!("127.0.0.1 localhost\n::1 localhost\n{address} {name}\n")),
         hostname: Some(name),
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok(),
+        resolv_conf: attached
+            .resolv_conf
+            .clone()
+            .or_else(|| std::fs::read_to_string("/etc/resolv.conf").ok()),
     }
 }
 

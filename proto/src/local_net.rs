@@ -50,12 +50,15 @@ pub struct Attached {
     pub address_v6: Option<IpAddr>,
     /// Ports really published.
     pub ports: Vec<PortMapping>,
+    /// What belongs into the container's `/etc/resolv.conf`, where names are served; in the answer to a request only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolv_conf: Option<String>,
 }
 
 /// Body of every answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalError {
-    /// Stable code: `port-taken`, `no-address`, `netns-missing`, `invalid`, `internal`.
+    /// Stable code: `port-taken`, `no-address`, `no-block`, `netns-missing`, `invalid`, `internal`.
     pub code: String,
     /// One sentence for people.
     pub message: String,

@@ -18,8 +18,6 @@ pub struct Node {
     pub name: String,
     /// Address in the underlay.
     pub address: String,
-    /// Block of its containers.
-    pub endpoint_range: String,
     /// Cores it may give away.
     pub cpu: String,
     /// Memory it may give away, MiB.
@@ -78,7 +76,6 @@ impl Plan {
         let node = |n: u32| Node {
             name: format!("n{n}"),
             address: format!("{UNDERLAY}.{}", n + 1),
-            endpoint_range: format!("10.18.{}.0/26", n),
             cpu: format!("{:.2}", cores as f64 / f64::from(nodes)),
             memory_mib,
         };

@@ -114,6 +114,7 @@ impl MemoryState {
             netns: wish.netns.clone(),
             address,
             address_v6: None,
+            resolv_conf: None,
             ports: wish.ports.clone(),
         };
         self.attached.insert(container.into(), attached.clone());

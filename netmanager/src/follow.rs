@@ -1,0 +1,187 @@
+//! Follows what the cluster tells: into the datapath, the name server, and what the node says of itself.
+
+use crate::config::{NetConfig, SPEC};
+use crate::datapath::tunnel::{Tunnel, TunnelKind};
+use crate::dns::{self, DnsMetrics, Listeners, Upstream, Views, Zone};
+use crate::overlay;
+use crate::service::NetService;
+use crate::session::{self, SessionConfig};
+use crate::tier::Told;
+use roble_core::overlay::block::Block;
+use roble_core::overlay::row::Row;
+use roble_daemon::CancellationToken;
+use roble_daemon::clock::SystemClock;
+use roble_daemon::home::Home;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// After what could not be done.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The follower. See the module's text.
+pub struct Follow {
+    session: SessionConfig,
+    block: Option<Block>,
+    kind: Option<TunnelKind>,
+    address: Option<IpAddr>,
+    service: Arc<NetService>,
+    metrics: DnsMetrics,
+    stop: CancellationToken,
+}
+
+impl Follow {
+    /// Made of the settings.
+    pub fn new(config: &NetConfig, service: Arc<NetService>, metrics: DnsMetrics, stop: CancellationToken) -> Self {
+        Self {
+            session: SessionConfig {
+                state_dir: config.state_dir.clone(),
+                identity: config.identity.clone(),
+                software: SPEC.version,
+            },
+            block: config.endpoint_range,
+            kind: config.tunnel,
+            address: config.tunnel_address,
+            service,
+            metrics,
+            stop,
+        }
+    }
+
+    /// Gives the service what was stored, and goes on with what is told.
+    ///
+    /// # Errors
+    /// What was stored cannot be read.
+    pub async fn start(self) -> anyhow::Result<JoinHandle<()>> {
+        let (told, hears) = watch::channel(Arc::new(Told::default()));
+        let (joined, home) = watch::channel(None);
+        let (says, said) = watch::channel(Vec::new());
+        let session = session::open(self.session.clone(), told.clone(), joined).await?;
+        // Whoever starts after a power cut has this and nothing else.
+        let kept = told.borrow().clone();
+        let first = overlay::overlay(&kept, None, self.block, None);
+        if let Err(error) = self.service.set_overlay(first).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "datapath not set yet");
+        }
+        Ok(tokio::spawn(async move {
+            tokio::join!(
+                self.session_ends(session.run(Arc::new(SystemClock), said, self.stop.clone())),
+                self.follow(hears, home, says)
+            );
+        }))
+    }
+
+    async fn session_ends(&self, session: impl Future<Output = anyhow::Result<()>>) {
+        if let Err(error) = session.await {
+            tracing::error!(error = format!("{error:#}"), "nothing more is heard of the cluster");
+            // Started again, it reads what is on disk.
+            self.stop.cancel();
+        }
+    }
+
+    async fn follow(
+        &self,
+        mut hears: watch::Receiver<Arc<Told>>,
+        mut home: watch::Receiver<Option<Home>>,
+        says: watch::Sender<Vec<Row>>,
+    ) {
+        let (zones, zone) = watch::channel(Arc::new(Zone::default()));
+        let mut serving: Option<(Block, JoinHandle<()>)> = None;
+        loop {
+            let (told, member) = (hears.borrow_and_update().clone(), home.borrow_and_update().clone());
+            let tunnel = self.tunnel(member.as_ref()).await;
+            let wanted = overlay::overlay(&told, member.as_ref(), self.block, tunnel);
+            let block = wanted.block;
+            zones.send_replace(Arc::new(Zone::new(told.plan(), told.rows())));
+            if let Some(member) = &member {
+                says.send_replace(overlay::says(member, block, tunnel));
+            }
+            let set = self.service.set_overlay(wanted).await;
+            if let Some(block) = block
+                && serving
+                    .as_ref()
+                    .is_none_or(|(served, task)| *served != block || task.is_finished())
+            {
+                if let Some((_, task)) = serving.take() {
+                    task.abort();
+                }
+                serving = self.serve_names(block, &told, &zone).map(|task| (block, task));
+            }
+            if let Err(error) = &set {
+                tracing::error!(
+                    error = error as &dyn std::error::Error,
+                    "datapath not as told; trying again"
+                );
+            }
+            // An address that is not there yet is looked for again.
+            let is_settled =
+                set.is_ok() && (tunnel.is_some() || self.kind.is_none()) && (serving.is_some() || block.is_none());
+            tokio::select! {
+                changed = hears.changed() => if changed.is_err() { return },
+                changed = home.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(AGAIN), if !is_settled => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// This node's end of the tunnel: at the address from which the cluster is reached, unless it is told.
+    async fn tunnel(&self, home: Option<&Home>) -> Option<Tunnel> {
+        let kind = self.kind?;
+        let address = match self.address {
+            Some(address) => address,
+            None => own_address(home?).await?,
+        };
+        Some(Tunnel { address, kind })
+    }
+
+    /// Answers names on the gateway addresses of the block.
+    fn serve_names(&self, block: Block, told: &Told, zone: &watch::Receiver<Arc<Zone>>) -> Option<JoinHandle<()>> {
+        let gateway = block.gateway();
+        let addresses = [IpAddr::V4(gateway), IpAddr::V6(told.plan().endpoint_v6(gateway))];
+        let addresses = addresses.map(|address| SocketAddr::new(address, dns::PORT));
+        let listeners = match Listeners::bind(&addresses) {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "names are not served; trying again"
+                );
+                return None;
+            }
+        };
+        let views = Views {
+            zone: zone.clone(),
+            callers: self.service.callers(),
+        };
+        tracing::info!(%gateway, "names are served");
+        let served = dns::serve(
+            listeners,
+            views,
+            Upstream::default(),
+            self.metrics.clone(),
+            self.stop.clone(),
+        );
+        Some(tokio::spawn(served))
+    }
+}
+
+/// The address of this node from which its cluster is reached.
+async fn own_address(home: &Home) -> Option<IpAddr> {
+    let target = tokio::net::lookup_host((home.host(), home.mqtt_port))
+        .await
+        .ok()?
+        .next()?;
+    let any: SocketAddr = if target.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0_u16; 8], 0).into()
+    };
+    // Nothing is sent: the kernel only chooses the way.
+    let socket = UdpSocket::bind(any).await.ok()?;
+    socket.connect(target).await.ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
