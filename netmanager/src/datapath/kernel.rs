@@ -367,9 +367,12 @@ impl Seen {
             },
         };
         let is_served = |to: &IpAddr, backend: &IpAddr| served.get(to).is_some_and(|all| all.contains(backend));
-        for (to, backend) in lost.into_iter().filter(|(to, backend)| !is_served(to, backend)) {
-            forget(Flows::Translated { to, backend });
-        }
+        let lost = lost.into_iter().filter(|(to, backend)| !is_served(to, backend));
+        forget(
+            &lost
+                .map(|(to, backend)| Flows::Translated { to, backend })
+                .collect::<Vec<_>>(),
+        );
         self.served = Some(served);
     }
 
@@ -389,13 +392,13 @@ impl Seen {
                 let port = *port;
                 [false, true].map(|v6| Flows::UdpTo { port, v6 })
             }));
-        flows.for_each(forget);
+        forget(&flows.collect::<Vec<_>>());
         self.forgotten.clone_from(&config.resting);
         self.udp_ports = udp;
     }
 }
 
-fn forget(flows: Flows) {
+fn forget(flows: &[Flows]) {
     if let Err(error) = conntrack::forget(flows) {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(?flows, error, "tracked flows were not forgotten");
