@@ -266,11 +266,7 @@ async fn remove_others(
 
 fn is_over(route: &RouteMessage, index: u32) -> bool {
     let is_static = route.header.protocol == RouteProtocol::Static;
-    is_static
-        && route
-            .attributes
-            .iter()
-            .any(|attribute| *attribute == RouteAttribute::Oif(index))
+    is_static && route.attributes.contains(&RouteAttribute::Oif(index))
 }
 
 fn destination(route: &RouteMessage) -> Option<(IpAddr, u8)> {
