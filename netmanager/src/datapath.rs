@@ -45,6 +45,11 @@ impl LinkName {
         Self(format!("{LINK_PREFIX}{:011x}", fnv1a(container) >> 20))
     }
 
+    /// The name of the tunnel's device.
+    pub fn tunnel() -> Self {
+        Self(tunnel::LINK.into())
+    }
+
     /// The name as text, at most 15 bytes.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -268,7 +273,7 @@ pub enum DatapathError {
     Told,
 }
 
-/// One endpoint that is not as it should be; all others are.
+/// One endpoint, or the tunnel, that is not as it should be; all others are.
 #[derive(Debug)]
 pub struct EndpointFailure {
     /// Whose link.

@@ -1,4 +1,5 @@
-//! The net manager: gives containers of this node an interface with an endpoint address, and publishes their ports.
+//! The net manager: gives containers of this node an interface with endpoint addresses, publishes their ports, leads
+//! addresses of services to instances, and reaches other nodes.
 //!
 //! | module | what it does |
 //! | --- | --- |
@@ -15,7 +16,8 @@
 //!
 //! Invariants:
 //! - What is attached is on disk before the kernel is touched; `kill -9` at any instant is repaired at the next start.
-//! - The kernel is always set as a whole from the state, never by differences of requests.
+//! - The kernel is always set as a whole from the state and the tables, never by differences of requests; what is there
+//!   already is not touched, so flows and turns go on.
 //! - Stopping the daemon leaves the datapath in place; `roble-net --clean-up` removes all of it.
 
 pub mod api;

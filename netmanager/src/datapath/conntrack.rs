@@ -19,6 +19,8 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
 const FILTER_IP_SRC: u32 = 1;
 const FILTER_IP_DST: u32 = 1 << 1;
@@ -49,42 +51,51 @@ pub enum Flows {
     },
 }
 
+/// One tracked flow.
+struct Tracked {
+    from: IpAddr,
+    to: IpAddr,
+    answered_by: IpAddr,
+    /// What names it to the kernel: its original tuple, zone and id, as attributes.
+    name: Vec<u8>,
+}
+
 /// Where flows were sent and where they went instead, each pair once: all flows of the namespace of this process whose
 /// destination was translated.
 ///
 /// # Errors
 /// If the kernel does not tell.
 pub fn translated() -> io::Result<BTreeSet<(IpAddr, IpAddr)>> {
+    let tracked = [dump(AF_INET)?, dump(AF_INET6)?].into_iter().flatten();
+    let pairs = tracked.map(|flow| (flow.to, flow.answered_by));
+    Ok(pairs.filter(|(to, by)| to != by).collect())
+}
+
+fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut found = BTreeSet::new();
-    for family in [AF_INET, AF_INET6] {
-        let mut request = Vec::with_capacity(20);
-        request.extend(20_u32.to_ne_bytes());
-        request.extend(CT_GET.to_ne_bytes());
-        request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
-        request.extend([0; 8]);
-        request.extend([family, 0, 0, 0]);
-        socket.send(&request, 0)?;
-        loop {
-            let (messages, _) = socket.recv_from_full()?;
-            let mut rest = messages.as_slice();
-            let mut is_last = rest.is_empty();
-            while let Some((length, kind)) = header(rest) {
-                let message = rest.get(..length).ok_or(io::ErrorKind::UnexpectedEof)?;
-                match kind {
-                    NLMSG_DONE | NLMSG_ERROR => is_last = true,
-                    _ => found.extend(translation(message.get(20..).unwrap_or_default())),
-                }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Ok(socket)
+}
+
+/// All flows of a family.
+fn dump(family: u8) -> io::Result<Vec<Tracked>> {
+    let socket = open()?;
+    socket.send(&message(CT_GET, NLM_F_REQUEST_DUMP, &[family, 0, 0, 0]), 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (messages, _) = socket.recv_from_full()?;
+        let mut rest = messages.as_slice();
+        while let Some((length, kind)) = header(rest) {
+            let message = rest.get(..length).ok_or(io::ErrorKind::UnexpectedEof)?;
+            match kind {
+                NLMSG_DONE => return Ok(found),
+                NLMSG_ERROR => return Err(io::ErrorKind::InvalidData.into()),
+                _ => found.extend(tracked(message.get(20..).unwrap_or_default())),
             }
-            if is_last {
-                break;
-            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
     }
-    Ok(found)
 }
 
 /// Length and kind of the first message.
@@ -94,8 +105,8 @@ fn header(messages: &[u8]) -> Option<(usize, u16)> {
     (length >= 16).then_some((length, kind))
 }
 
-/// Destination of a flow and who answers instead, from the attributes of a message.
-fn translation(attributes: &[u8]) -> Option<(IpAddr, IpAddr)> {
+/// A flow from the attributes of its message.
+fn tracked(attributes: &[u8]) -> Option<Tracked> {
     let address = |tuple: u16, is_destination: bool| {
         let ip = find(find(attributes, tuple)?, 1)?;
         let kind = 1 + u16::from(is_destination);
@@ -104,8 +115,20 @@ fn translation(attributes: &[u8]) -> Option<(IpAddr, IpAddr)> {
         }
         Some(IpAddr::from(<[u8; 16]>::try_from(find(ip, kind + 2)?).ok()?))
     };
-    let (to, by) = (address(CTA_TUPLE_ORIG, true)?, address(CTA_TUPLE_REPLY, false)?);
-    (to != by).then_some((to, by))
+    let mut name = attribute(CTA_TUPLE_ORIG | NESTED, find(attributes, CTA_TUPLE_ORIG)?);
+    for kind in [CTA_ZONE, CTA_ID] {
+        name.extend(
+            find(attributes, kind)
+                .map(|value| attribute(kind, value))
+                .unwrap_or_default(),
+        );
+    }
+    Some(Tracked {
+        from: address(CTA_TUPLE_ORIG, false)?,
+        to: address(CTA_TUPLE_ORIG, true)?,
+        answered_by: address(CTA_TUPLE_REPLY, false)?,
+        name,
+    })
 }
 
 /// Payload of the first attribute of a kind.
@@ -120,15 +143,36 @@ fn find(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     }
 }
 
-/// Forgets `flows`; there may be none.
+/// Forgets `flows`; there may be none. All are tried, the first failure is told.
+///
+/// IPv4 is found by the kernel. IPv6 is listed here and removed one by one: on Linux 6.18 a deletion filtered by IPv6
+/// addresses succeeds and leaves the flows.
 ///
 /// # Errors
-/// If the kernel refuses, e.g. because it is older than filters on deletion; nothing was forgotten then.
-pub fn forget(flows: Flows) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(flows), 0)?;
+/// If the kernel refuses, e.g. because it is older than filters on deletion.
+pub fn forget(flows: &[Flows]) -> io::Result<()> {
+    if flows.is_empty() {
+        return Ok(());
+    }
+    let socket = open()?;
+    let mut result = Ok(());
+    let (listed, found): (Vec<Flows>, Vec<Flows>) = flows.iter().partition(|flows| flows.is_by_v6_address());
+    for flows in found {
+        result = result.and(delete(&socket, &request(flows)));
+    }
+    if !listed.is_empty() {
+        for flow in dump(AF_INET6)? {
+            if listed.iter().any(|flows| flows.holds(&flow)) {
+                let body = [&[AF_INET6, 0, 0, 0], flow.name.as_slice()].concat();
+                result = result.and(delete(&socket, &message(CT_DELETE, NLM_F_REQUEST_ACK, &body)));
+            }
+        }
+    }
+    result
+}
+
+fn delete(socket: &Socket, request: &[u8]) -> io::Result<()> {
+    socket.send(request, 0)?;
     let (answer, _) = socket.recv_from_full()?;
     let field = |range: std::ops::Range<usize>| answer.get(range).ok_or(io::ErrorKind::UnexpectedEof);
     let kind = u16::from_ne_bytes(field(4..6)?.try_into().expect("two bytes"));
@@ -141,21 +185,33 @@ pub fn forget(flows: Flows) -> io::Result<()> {
     }
 }
 
-fn request(flows: Flows) -> Vec<u8> {
-    let is_v6 = match flows {
-        Flows::AnsweredBy(address) | Flows::BegunBy(address) | Flows::Translated { to: address, .. } => {
-            address.is_ipv6()
+impl Flows {
+    fn is_by_v6_address(&self) -> bool {
+        match self {
+            Self::AnsweredBy(address) | Self::BegunBy(address) | Self::Translated { to: address, .. } => {
+                address.is_ipv6()
+            }
+            Self::UdpTo { .. } => false,
         }
-        Flows::UdpTo { v6, .. } => v6,
-    };
-    // CTA_TUPLE_IP with source or destination, of either family (CTA_IP_V4_SRC = 1 to CTA_IP_V6_DST = 4).
-    let ip = |address: IpAddr, is_destination: bool| {
-        let kind = u16::from(is_destination) + 1 + 2 * u16::from(address.is_ipv6());
-        let bytes = match address {
-            IpAddr::V4(v4) => v4.octets().to_vec(),
-            IpAddr::V6(v6) => v6.octets().to_vec(),
-        };
-        attribute(1 | NESTED, &attribute(kind, &bytes))
+    }
+
+    /// Whether a flow is among them, if they are told by addresses.
+    fn holds(&self, flow: &Tracked) -> bool {
+        match self {
+            Self::AnsweredBy(address) => flow.answered_by == *address,
+            Self::BegunBy(address) => flow.from == *address,
+            Self::Translated { to, backend } => (flow.to, flow.answered_by) == (*to, *backend),
+            Self::UdpTo { .. } => false,
+        }
+    }
+}
+
+fn request(flows: Flows) -> Vec<u8> {
+    let is_v6 = matches!(flows, Flows::UdpTo { v6: true, .. });
+    // CTA_TUPLE_IP with CTA_IP_V4_SRC or CTA_IP_V4_DST.
+    let ip = |address: IpAddr, is_destination: bool| match address {
+        IpAddr::V4(v4) => attribute(1 | NESTED, &attribute(1 + u16::from(is_destination), &v4.octets())),
+        IpAddr::V6(_) => unreachable!("listed instead"),
     };
     // Both directions: what is compared, and which of it.
     let nothing = (Vec::new(), 0);
@@ -182,10 +238,14 @@ fn request(flows: Flows) -> Vec<u8> {
         }
     }
     body.extend(attribute(CTA_FILTER | NESTED, &filter));
+    message(CT_DELETE, NLM_F_REQUEST_ACK, &body)
+}
+
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(16 + body.len());
     message.extend((16 + body.len() as u32).to_ne_bytes());
-    message.extend(CT_DELETE.to_ne_bytes());
-    message.extend(NLM_F_REQUEST_ACK.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
     message

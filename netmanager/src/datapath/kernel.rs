@@ -8,7 +8,9 @@ use super::netns::{Connection, Netns};
 use super::ruleset::{self, Ruleset};
 use super::sysctl::{self, Forwarding, Opened};
 use super::tunnel;
-use super::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, nft, rules, sockets};
+use super::{
+    Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, LinkName, nft, rules, sockets,
+};
 use async_trait::async_trait;
 use roble_core::overlay::row::Policy;
 use roble_core::ports::Protocol;
@@ -128,25 +130,25 @@ impl Datapath for KernelDatapath {
             let v6 = has_v6.then(|| config.plan.endpoint_v6(v4).into());
             [v4.into()].into_iter().chain(v6).collect::<Vec<IpAddr>>()
         };
-        // Without its tunnel a node goes on alone; what is wrong is told at the end.
-        let (mtu, tunnel_result) = match &config.tunnel {
-            None => (DEFAULT_MTU, Ok(())),
-            Some(tunnel) => match tunnel::underlay_mtu(&node.handle, tunnel.address).await {
-                Ok(underlay) => (tunnel.mtu(underlay), Ok(())),
-                Err(error) => (tunnel.mtu(DEFAULT_MTU), Err(error)),
-            },
+        // Without its tunnel a node goes on alone.
+        let underlay = match &config.tunnel {
+            None => Ok(DEFAULT_MTU),
+            Some(tunnel) => tunnel::underlay_mtu(&node.handle, tunnel.address).await,
         };
+        let through = |underlay| config.tunnel.map_or(underlay, |tunnel| tunnel.mtu(underlay));
         let common = Common {
             gateways: both(config.range.gateway()),
-            mtu,
+            mtu: through(*underlay.as_ref().unwrap_or(&DEFAULT_MTU)),
         };
-        let tunnel_result = match tunnel_result {
-            Ok(()) => {
-                seen.ensure_tunnel(&node, config, &common, links.get(tunnel::LINK))
-                    .await
-            }
+        let device = links.get(tunnel::LINK);
+        let tunnel_result = match underlay {
+            Ok(_) => seen.ensure_tunnel(&node, config, &common, device).await,
             Err(error) => Err(error),
         };
+        failures.extend(tunnel_result.err().map(|error| EndpointFailure {
+            link: LinkName::tunnel(),
+            error,
+        }));
         for (endpoint, netns) in &present {
             let name = endpoint.link.as_str();
             let existing = links.remove(name);
@@ -185,7 +187,7 @@ impl Datapath for KernelDatapath {
             .retain(|name, _| endpoints.iter().any(|endpoint| endpoint.link.as_str() == name));
         seen.forget_flows(config, &endpoints);
         failpoint!("net.set.flows-forgotten");
-        tunnel_result.map(|()| failures)
+        Ok(failures)
     }
 
     async fn clean_up(&self) -> Result<(), DatapathError> {
@@ -367,9 +369,12 @@ impl Seen {
             },
         };
         let is_served = |to: &IpAddr, backend: &IpAddr| served.get(to).is_some_and(|all| all.contains(backend));
-        for (to, backend) in lost.into_iter().filter(|(to, backend)| !is_served(to, backend)) {
-            forget(Flows::Translated { to, backend });
-        }
+        let lost = lost.into_iter().filter(|(to, backend)| !is_served(to, backend));
+        forget(
+            &lost
+                .map(|(to, backend)| Flows::Translated { to, backend })
+                .collect::<Vec<_>>(),
+        );
         self.served = Some(served);
     }
 
@@ -389,13 +394,13 @@ impl Seen {
                 let port = *port;
                 [false, true].map(|v6| Flows::UdpTo { port, v6 })
             }));
-        flows.for_each(forget);
+        forget(&flows.collect::<Vec<_>>());
         self.forgotten.clone_from(&config.resting);
         self.udp_ports = udp;
     }
 }
 
-fn forget(flows: Flows) {
+fn forget(flows: &[Flows]) {
     if let Err(error) = conntrack::forget(flows) {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(?flows, error, "tracked flows were not forgotten");

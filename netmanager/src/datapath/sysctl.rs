@@ -40,12 +40,17 @@ pub enum OpenedV6 {
 #[derive(Debug)]
 pub struct Forwarding {
     journal: PathBuf,
+    /// The kernel can forward IPv6 per interface.
+    is_v6_per_interface: bool,
 }
 
 impl Forwarding {
     /// Remembers in the file `journal`.
     pub fn new(journal: PathBuf) -> Self {
-        Self { journal }
+        Self {
+            journal,
+            is_v6_per_interface: Path::new(NET).join("ipv6/conf/all/force_forwarding").exists(),
+        }
     }
 
     /// Notes every parameter that is not as it must be yet; returns all that is open because of us, nothing of a family
@@ -67,7 +72,7 @@ impl Forwarding {
         }
         opened.parameters = opened.v4.iter().map(|name| (forwarding(name), "1")).collect();
         if has_v6() && (noted.contains_key(ALL_V6) || value_of(ALL_V6)? == "0") {
-            if Path::new(NET).join("ipv6/conf/all/force_forwarding").exists() {
+            if self.is_v6_per_interface {
                 let force = |name: &str| format!("ipv6/conf/{name}/force_forwarding");
                 for name in &names {
                     note(&mut noted, force(name), |value| value == "0");
@@ -276,5 +281,56 @@ fn write_if_present(path: &Path, value: &str) -> Result<(), DatapathError> {
     match write(path, value) {
         Err(DatapathError::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+
+    /// As on kernels before 6.17: the whole node forwards IPv6, and goes on listening to router advertisements.
+    #[test]
+    fn a_node_that_can_only_forward_as_a_whole_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = folder.path().join("forwarding.json");
+        let test = move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let link = ["link", "add", "up0", "type", "veth", "peer", "name", "up1"];
+            assert!(std::process::Command::new("ip").args(link).status().unwrap().success());
+            std::fs::write("/proc/sys/net/ipv6/conf/up1/forwarding", "1").unwrap();
+            let keys = [
+                "all/forwarding",
+                "up0/forwarding",
+                "up0/accept_ra",
+                "up1/forwarding",
+                "default/forwarding",
+            ];
+            let values = || keys.map(|key| value_of(&format!("ipv6/conf/{key}")).unwrap());
+            assert_eq!(values(), ["0", "0", "1", "1", "0"]);
+            let mut forwarding = Forwarding::new(journal);
+            forwarding.is_v6_per_interface = false;
+            for _ in 0..2 {
+                let opened = forwarding.plan().unwrap();
+                assert_eq!(opened.v6, OpenedV6::Everything);
+                forwarding.open(&opened).unwrap();
+                assert_eq!(values(), ["1", "1", "2", "1", "1"]);
+            }
+            forwarding.restore().unwrap();
+            assert_eq!(values(), ["0", "0", "1", "1", "0"]);
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+
+    #[test]
+    fn the_journal_of_the_first_release_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = folder.path().join("forwarding.json");
+        std::fs::write(&journal, r#"{"eth7":"0"}"#).unwrap();
+        let noted = Forwarding::new(journal).read().unwrap();
+        assert_eq!(
+            noted,
+            BTreeMap::from([("ipv4/conf/eth7/forwarding".into(), "0".into())])
+        );
     }
 }

@@ -19,7 +19,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
-use rtnetlink::{Error, Handle, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{Error, Handle, LinkVxlan};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -219,9 +219,9 @@ async fn remove_others(
     gateways: &BTreeSet<IpAddr>,
     stations: &BTreeSet<Vec<u8>>,
 ) -> Result<(), DatapathError> {
-    for any in [IpAddr::from([0; 4]), IpAddr::from([0_u16; 8])] {
-        let family = RouteMessageBuilder::<IpAddr>::new();
-        let all = family.destination_prefix(any, 0).expect("zero is a prefix").build();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut all = RouteMessage::default();
+        all.header.address_family = family;
         let routes: Vec<RouteMessage> = node
             .route()
             .get(all)
@@ -266,11 +266,7 @@ async fn remove_others(
 
 fn is_over(route: &RouteMessage, index: u32) -> bool {
     let is_static = route.header.protocol == RouteProtocol::Static;
-    is_static
-        && route
-            .attributes
-            .iter()
-            .any(|attribute| *attribute == RouteAttribute::Oif(index))
+    is_static && route.attributes.contains(&RouteAttribute::Oif(index))
 }
 
 fn destination(route: &RouteMessage) -> Option<(IpAddr, u8)> {

@@ -126,3 +126,52 @@ async fn damaged_newer_and_foreign_state_is_told() {
     assert!(bench.open().list().await.is_empty());
     assert!(bench.folder.path().join("attachments.damaged-7").exists());
 }
+
+#[tokio::test]
+async fn instances_and_tables_reach_the_datapath_and_instances_are_stored() {
+    use crate::datapath::Service;
+    use roble_core::ids::{ApplicationId, InstanceId, OrganizationId, RawId, ServiceId};
+    use roble_proto::local_net::Tenant;
+    let raw = RawId::from_bytes([7; 12]);
+    let tenant = Tenant {
+        instance: InstanceId {
+            service: ServiceId(raw),
+            number: 3,
+        },
+        application: ApplicationId(raw),
+        organization: OrganizationId(raw),
+        path: "shop/web".into(),
+    };
+    let bench = Bench::new();
+    let service = bench.open();
+    let wish = Attach {
+        instance: Some(tenant.clone()),
+        ..wish("a", "")
+    };
+    let attached = service.attach("a", &wish).await.unwrap();
+    assert_eq!(attached.address_v6, Some("fc00::a12:2".parse().unwrap()));
+    let overlay = Overlay {
+        services: vec![Service {
+            service: ServiceId(raw),
+            application: ApplicationId(raw),
+            addresses: [].into(),
+            backends: Vec::new(),
+        }],
+        ..Overlay::default()
+    };
+    service.set_overlay(overlay.clone()).await.unwrap();
+    let sets = bench.datapath.state().sets;
+    service.set_overlay(overlay.clone()).await.unwrap();
+    assert_eq!(bench.datapath.state().sets, sets, "nothing new, nothing done");
+    assert_eq!(
+        bench.datapath.state().config.as_ref().unwrap().services,
+        overlay.services
+    );
+    drop(service);
+    let service = bench.open();
+    service.reconcile().await.unwrap();
+    assert_eq!(
+        bench.datapath.state().config.as_ref().unwrap().endpoints[0].tenant,
+        Some(tenant)
+    );
+}
