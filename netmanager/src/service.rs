@@ -7,7 +7,6 @@ use crate::datapath::{Datapath, DatapathConfig, DatapathError, Endpoint, Endpoin
 use crate::dns::{self, Caller, Callers};
 use crate::metrics::NetMetrics;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
-use roble_core::overlay::block::Block;
 use roble_core::ports::Protocol;
 use roble_daemon::clock::Clock;
 use roble_daemon::failpoint;
@@ -201,19 +200,19 @@ impl NetService {
     /// # Errors
     /// [`NetError::Datapath`]; it is tried again by the next reconciliation.
     pub async fn set_overlay(&self, mut overlay: Overlay) -> Result<(), NetError> {
-        let state = self.state.lock().await;
-        let former = self.overlay().block;
-        let outside = |block: Block| {
-            let mut attachments = state.attachments.iter();
-            attachments.find(|(_, attachment)| !block.contains(attachment.address))
-        };
-        if let (Some(former), Some(block)) = (former, overlay.block)
+        let mut state = self.state.lock().await;
+        if let (Some(former), Some(block)) = (state.block, overlay.block)
             && former != block
-            && let Some((container, attachment)) = outside(block)
+            && let Some((container, attachment)) = state.attachments.iter().find(|(_, a)| !block.contains(a.address))
         {
             let address = attachment.address;
-            tracing::error!(container, %address, %block, "another block while containers have addresses of the former one: kept until they are gone");
+            tracing::error!(container, %address, %block, "containers have addresses of another block, which is kept until they are gone");
             overlay.block = Some(former);
+        }
+        if overlay.block.is_some() && overlay.block != state.block {
+            let mut next = state.clone();
+            next.block = overlay.block;
+            self.write(&mut state, next).await?;
         }
         if let Some(block) = overlay.block {
             self.metrics.addresses.set(block.capacity() as i64);

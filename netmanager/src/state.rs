@@ -105,6 +105,9 @@ pub struct State {
     pub attachments: BTreeMap<String, Attachment>,
     /// Addresses held before and not since.
     pub former: BTreeMap<Ipv4Addr, Former>,
+    /// The block that all of them are of.
+    #[serde(default)]
+    pub block: Option<Block>,
 }
 
 impl Default for State {
@@ -113,6 +116,7 @@ impl Default for State {
             schema: SCHEMA,
             attachments: BTreeMap::new(),
             former: BTreeMap::new(),
+            block: None,
         }
     }
 }

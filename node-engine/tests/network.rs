@@ -56,6 +56,7 @@ async fn contract_on_the_real_net_manager() {
         Command::new(program)
             .arg("--state-dir")
             .arg(state)
+            .args(["--endpoint-range", "10.18.0.0/26", "--identity", "/nonexistent"])
             .arg("--socket")
             .arg(at)
             .args(["--reconcile-interval", "300ms"])

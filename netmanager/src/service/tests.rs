@@ -16,19 +16,24 @@ impl Bench {
         }
     }
 
-    fn open_with(&self, range: &str) -> Result<NetService, OpenError> {
+    fn try_open(&self) -> Result<NetService, OpenError> {
         let clock = Arc::new(ManualClock::new(7));
-        NetService::open(
-            self.folder.path(),
-            range.parse().unwrap(),
-            self.datapath.clone(),
-            clock,
-            NetMetrics::default(),
-        )
+        NetService::open(self.folder.path(), self.datapath.clone(), clock, NetMetrics::default())
     }
 
-    fn open(&self) -> NetService {
-        self.open_with("10.18.0.0/29").unwrap()
+    async fn open_with(&self, block: &str) -> NetService {
+        let service = self.try_open().unwrap();
+        let block = Some(block.parse().unwrap());
+        let overlay = Overlay {
+            block,
+            ..Overlay::default()
+        };
+        service.set_overlay(overlay).await.unwrap();
+        service
+    }
+
+    async fn open(&self) -> NetService {
+        self.open_with("10.18.0.0/29").await
     }
 }
 
@@ -43,13 +48,13 @@ fn wish(netns: &str, ports: &str) -> Attach {
 #[tokio::test]
 async fn attachments_survive_a_restart_and_gone_namespaces_do_not() {
     let bench = Bench::new();
-    let service = bench.open();
+    let service = bench.open().await;
     let first = service.attach("a", &wish("a", "80")).await.unwrap();
     service.attach("b", &wish("b", "")).await.unwrap();
     drop(service);
     bench.datapath.state().config = None;
     bench.datapath.state().missing.insert("/run/netns/b".into());
-    let service = bench.open();
+    let service = bench.open().await;
     service.reconcile().await.unwrap();
     assert_eq!(service.list().await, [first]);
     assert_eq!(bench.datapath.state().config.as_ref().unwrap().endpoints.len(), 1);
@@ -58,7 +63,7 @@ async fn attachments_survive_a_restart_and_gone_namespaces_do_not() {
 #[tokio::test]
 async fn failed_attach_leaves_no_trace() {
     let bench = Bench::new();
-    let service = bench.open();
+    let service = bench.open().await;
     bench.datapath.state().missing.insert("/run/netns/a".into());
     assert_eq!(
         service.attach("a", &wish("a", "80")).await.unwrap_err().code(),
@@ -70,14 +75,14 @@ async fn failed_attach_leaves_no_trace() {
         "internal"
     );
     bench.datapath.state().fails = false;
-    assert!(service.list().await.is_empty() && bench.open().list().await.is_empty());
+    assert!(service.list().await.is_empty() && bench.open().await.list().await.is_empty());
     service.attach("c", &wish("c", "80")).await.unwrap();
 }
 
 #[tokio::test]
 async fn ports_of_programs_are_refused_but_not_our_own() {
     let bench = Bench::new();
-    let service = bench.open();
+    let service = bench.open().await;
     service.attach("a", &wish("a", "80")).await.unwrap();
     bench
         .datapath
@@ -95,7 +100,7 @@ async fn ports_of_programs_are_refused_but_not_our_own() {
 #[tokio::test]
 async fn detach_and_clean_up_may_be_repeated() {
     let bench = Bench::new();
-    let service = bench.open();
+    let service = bench.open().await;
     let first = service.attach("a", &wish("a", "80")).await.unwrap();
     for _ in 0..2 {
         service.detach("a").await.unwrap();
@@ -111,19 +116,26 @@ async fn detach_and_clean_up_may_be_repeated() {
 #[tokio::test]
 async fn damaged_newer_and_foreign_state_is_told() {
     let bench = Bench::new();
-    bench.open().attach("a", &wish("a", "")).await.unwrap();
-    assert!(matches!(
-        bench.open_with("10.19.0.0/29"),
-        Err(OpenError::RangeChanged { .. })
-    ));
+    let unknown = bench.try_open().unwrap().attach("a", &wish("a", "")).await.unwrap_err();
+    assert_eq!(unknown.code(), "no-block");
+    let first = bench.open().await.attach("a", &wish("a", "")).await.unwrap();
+    let moved = bench.open_with("10.19.0.0/29").await;
+    assert_eq!(moved.list().await[0].address, first.address);
+    let beside = moved.attach("b", &wish("b", "")).await.unwrap();
+    assert!(
+        beside.address.to_string().starts_with("10.18.0."),
+        "the block is kept while a container is in it"
+    );
+    moved.detach("a").await.unwrap();
+    moved.detach("b").await.unwrap();
+    let moved = bench.open_with("10.19.0.0/29").await;
+    let there = moved.attach("a", &wish("a", "")).await.unwrap();
+    assert!(there.address.to_string().starts_with("10.19.0."));
     let path = bench.folder.path().join("attachments.json");
     std::fs::write(&path, r#"{"schema":99,"later":true}"#).unwrap();
-    assert!(matches!(
-        bench.open_with("10.18.0.0/29"),
-        Err(OpenError::Newer { found: 99, .. })
-    ));
+    assert!(matches!(bench.try_open(), Err(OpenError::Newer { found: 99, .. })));
     std::fs::write(&path, "{\"schema\":1,").unwrap();
-    assert!(bench.open().list().await.is_empty());
+    assert!(bench.open().await.list().await.is_empty());
     assert!(bench.folder.path().join("attachments.damaged-7").exists());
 }
 
@@ -143,7 +155,7 @@ async fn instances_and_tables_reach_the_datapath_and_instances_are_stored() {
         path: "shop/web".into(),
     };
     let bench = Bench::new();
-    let service = bench.open();
+    let service = bench.open().await;
     let wish = Attach {
         instance: Some(tenant.clone()),
         ..wish("a", "")
@@ -168,7 +180,7 @@ async fn instances_and_tables_reach_the_datapath_and_instances_are_stored() {
         overlay.services
     );
     drop(service);
-    let service = bench.open();
+    let service = bench.open().await;
     service.reconcile().await.unwrap();
     assert_eq!(
         bench.datapath.state().config.as_ref().unwrap().endpoints[0].tenant,

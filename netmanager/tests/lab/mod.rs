@@ -133,6 +133,7 @@ impl Lab {
         command
             .arg("--state-dir")
             .arg(self.folder.path().join("state"))
+            .args(["--endpoint-range", "10.18.0.0/26", "--identity", "/nonexistent"])
             .arg("--socket")
             .arg(self.socket());
         command.args(["--reconcile-interval", "500ms"]).args(args);
