@@ -395,6 +395,10 @@ fn vxlan_over_ipv6_and_a_node_that_lost_its_address() {
     site.apply_without_tunnel(0);
     assert_eq!(all(&site, site.addresses("a2")), [true; 2], "the node goes on alone");
     site.node(0, "ip", &["addr", "add", "2001:db8::1/64", "dev", "up0", "nodad"]);
+    wait("the address to be usable", || {
+        let route = site.node(0, "ip", &["-6", "route", "get", "2001:db8::1"]);
+        route.contains("local").then_some(())
+    });
     site.apply();
     assert_eq!(all(&site, far()), [true; 4]);
 }

@@ -150,7 +150,14 @@ impl Site {
             }
             wait("the link", || {
                 let is_up = |index| site.node(index, "ip", &["link", "show", "up0"]).contains("state UP");
-                (is_up(0) && is_up(1)).then_some(())
+                let is_local = |index: usize| {
+                    let address = format!("{underlay}{}", index + 1);
+                    site.node(index, "ip", &["route", "get", &address]).contains("local")
+                };
+                [0, 1]
+                    .iter()
+                    .all(|index| is_up(*index) && is_local(*index))
+                    .then_some(())
             });
         }
         site
