@@ -363,3 +363,42 @@ fn two_nodes_over_vxlan() {
     site.clean_up();
     assert_eq!([site.everything(0), site.everything(1)], before);
 }
+
+#[test]
+fn vxlan_over_ipv6_and_a_node_that_lost_its_address() {
+    let mut site = Site::over_v6(2);
+    site.add("a", 0, Some(1));
+    site.add("a2", 0, Some(1));
+    site.add("b", 1, Some(1));
+    site.serve_all();
+    site.service(1, 1, &[2]);
+    site.apply();
+    let all = |site: &Site, to: Vec<IpAddr>| {
+        let reached = to.into_iter().map(|address| {
+            let results = [
+                tcp(site, "a", address).is_ok(),
+                udp(site, "a", address).is_ok(),
+                site.echo("a", address),
+            ];
+            assert!(
+                results.iter().all(|result| *result == results[0]),
+                "{address}: {results:?}"
+            );
+            results[0]
+        });
+        reached.collect::<Vec<_>>()
+    };
+    let far = || [site.addresses("b"), vec![site.v4(1), site.v6(1)]].concat();
+    assert_eq!(all(&site, far()), [true; 4]);
+    assert!(site.container("a", &["link", "show", "eth0"]).contains("mtu 1430"));
+    site.node(0, "ip", &["addr", "del", "2001:db8::1/64", "dev", "up0"]);
+    site.apply_without_tunnel(0);
+    assert_eq!(all(&site, site.addresses("a2")), [true; 2], "the node goes on alone");
+    site.node(0, "ip", &["addr", "add", "2001:db8::1/64", "dev", "up0", "nodad"]);
+    wait("the address to be usable", || {
+        let route = site.node(0, "ip", &["-6", "route", "get", "2001:db8::1"]);
+        route.contains("local").then_some(())
+    });
+    site.apply();
+    assert_eq!(all(&site, far()), [true; 4]);
+}

@@ -236,6 +236,15 @@ impl Rules {
     }
 }
 
+impl Drop for Listed {
+    /// Of a listing that nobody will read the program is ended too.
+    fn drop(&mut self) {
+        if let Self::Becoming(listing) = self {
+            listing.abort();
+        }
+    }
+}
+
 impl Seen {
     /// Brings the rules to `wanted`. What stays the same is not touched, so turns and counters go on; everything is
     /// replaced if it is not known what is there.
@@ -243,8 +252,8 @@ impl Seen {
         let before = nft::generation().ok();
         if let Some(mut rules) = self.rules.take() {
             if before.is_none() || rules.generation != before {
-                let listed = match rules.listed {
-                    Listed::Is(listed) => Some(listed),
+                let listed = match &mut rules.listed {
+                    Listed::Is(listed) => Some(std::mem::take(listed)),
                     Listed::Becoming(listing) => listing.await.ok().flatten(),
                 };
                 match listed {

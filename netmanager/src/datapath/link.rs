@@ -2,7 +2,9 @@
 //! that a crash leaves a whole pair or none. No bridge: each container has a link of its own, with host routes and static
 //! neighbours on both sides, so containers share no broadcast domain and nobody answers for another's address.
 
-use super::netlink::{To, ensure_address, ensure_mtu, ensure_neighbour, ensure_route, ensure_up, errno, failed};
+use super::netlink::{
+    To, ensure_address, ensure_mtu, ensure_neighbour, ensure_route, ensure_up, errno, failed, is_local,
+};
 use super::netns::{Connection, Netns};
 use super::{DatapathError, Endpoint, NODE_MAC, sysctl};
 use futures_util::TryStreamExt as _;
@@ -176,6 +178,12 @@ pub async fn ensure(
     failpoint!("net.link.neighbour");
     wait_operational(node, name).await?;
     wait_operational(&inside.handle, CONTAINER_INTERFACE).await?;
+    for address in common.gateways.iter().filter(|address| address.is_ipv6()) {
+        wait_local(node, *address).await?;
+    }
+    for address in addresses.iter().filter(|address| address.is_ipv6()) {
+        wait_local(&inside.handle, *address).await?;
+    }
     Ok(host)
 }
 
@@ -190,6 +198,22 @@ async fn wait_operational(handle: &Handle, name: &str) -> Result<(), DatapathErr
             ));
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+/// The kernel takes packets for a new IPv6 address only when a work queue has seen it, even without looking for duplicates.
+///
+/// # Errors
+/// [`DatapathError::Netlink`], also if that takes longer than it may.
+pub async fn wait_local(handle: &Handle, address: IpAddr) -> Result<(), DatapathError> {
+    let deadline = Instant::now() + OPERATIONAL_DEADLINE;
+    while !is_local(handle, address).await? {
+        if Instant::now() > deadline {
+            let attempt = format!("wait for address {address} to be usable");
+            return Err(failed(attempt)(Error::RequestFailed));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
 }

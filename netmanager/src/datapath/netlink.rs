@@ -2,9 +2,10 @@
 //! repeated.
 
 use super::DatapathError;
+use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Error, Handle, LinkUnspec, RouteMessageBuilder};
 use std::net::IpAddr;
 
@@ -124,6 +125,23 @@ fn route(index: u32, to: To) -> RouteMessage {
             let route = route.destination_prefix(network, prefix).expect(fits);
             route.gateway(gateway).expect(fits).onlink().build()
         }
+    }
+}
+
+/// Whether packets to `address` are for this namespace itself.
+///
+/// # Errors
+/// [`DatapathError::Netlink`].
+pub async fn is_local(handle: &Handle, address: IpAddr) -> Result<bool, DatapathError> {
+    let route = RouteMessageBuilder::<IpAddr>::new();
+    let question = route
+        .destination_prefix(address, host_prefix(address))
+        .expect("a host has a prefix")
+        .build();
+    match handle.route().get(question).execute().try_next().await {
+        Ok(answer) => Ok(answer.is_some_and(|route| route.header.kind == RouteType::Local)),
+        Err(error) if errno(&error) == Some(nix::libc::ENETUNREACH) => Ok(false),
+        Err(error) => Err(failed(format!("look for the way to {address}"))(error)),
     }
 }
 

@@ -13,7 +13,7 @@ pub const TABLE: &str = "inet roble";
 struct Collection {
     /// `set` or `map`.
     kind: &'static str,
-    /// What it holds, e.g. `ipv4_addr : verdict`.
+    /// What it holds, e.g. `type ipv4_addr : verdict`.
     of: String,
     /// By key; the values of a set are empty.
     elements: BTreeMap<String, String>,
@@ -37,18 +37,23 @@ pub struct Ruleset {
 impl Ruleset {
     /// Declares a set, e.g. of `ifname . ipv4_addr`.
     pub fn set(&mut self, name: &str, of: &str) {
-        self.declare("set", name, of);
+        self.declare("set", name, format!("type {of}"));
     }
 
     /// Declares a map, e.g. of `ipv4_addr : verdict`.
     pub fn map(&mut self, name: &str, of: &str) {
-        self.declare("map", name, of);
+        self.declare("map", name, format!("type {of}"));
     }
 
-    fn declare(&mut self, kind: &'static str, name: &str, of: &str) {
+    /// Declares a map from numbers as `numgen` gives them, e.g. to `ip daddr`.
+    pub fn numbered(&mut self, name: &str, to: &str) {
+        self.declare("map", name, format!("typeof numgen inc mod 2 : {to}"));
+    }
+
+    fn declare(&mut self, kind: &'static str, name: &str, of: String) {
         let collection = Collection {
             kind,
-            of: of.into(),
+            of,
             elements: BTreeMap::new(),
         };
         self.collections.entry(name.into()).or_insert(collection);
@@ -87,7 +92,7 @@ impl Ruleset {
     pub fn text(&self) -> String {
         let mut text = format!("{}table {TABLE} {{\n", removal());
         for (name, collection) in &self.collections {
-            let _ = writeln!(text, "\t{} {name} {{\n\t\ttype {}", collection.kind, collection.of);
+            let _ = writeln!(text, "\t{} {name} {{\n\t\t{}", collection.kind, collection.of);
             if !collection.elements.is_empty() {
                 let elements: Vec<_> = collection.elements.iter().map(element).collect();
                 let _ = writeln!(text, "\t\telements = {{\n\t\t\t{}\n\t\t}}", elements.join(",\n\t\t\t"));
@@ -118,7 +123,7 @@ impl Ruleset {
                 Some(old) if (old.kind, &old.of) != (new.kind, &new.of) => return None,
                 Some(old) => &old.elements,
                 None => {
-                    let _ = writeln!(create, "add {} {TABLE} {name} {{ type {}; }}", new.kind, new.of);
+                    let _ = writeln!(create, "add {} {TABLE} {name} {{ {}; }}", new.kind, new.of);
                     &nothing
                 }
             };

@@ -111,6 +111,9 @@ pub async fn ensure(
         ensure_address(node, index, gateway).await?;
     }
     ensure_up(node, index).await?;
+    for gateway in both(&config.plan, config.range.gateway(), has_v6).filter(IpAddr::is_ipv6) {
+        link::wait_local(node, gateway).await?;
+    }
     let (mut networks, mut gateways, mut stations) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for peer in config.peers() {
         let mac = mac(peer.block);

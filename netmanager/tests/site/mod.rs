@@ -30,7 +30,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 pub type Call = fn(&Site, &str, IpAddr) -> io::Result<(String, IpAddr)>;
 
 enum Request {
-    Set(Box<DatapathConfig>),
+    /// What shall be, and whether the tunnel cannot be.
+    Set(Box<DatapathConfig>, bool),
     Restart,
     CleanUp,
 }
@@ -48,6 +49,8 @@ pub struct Site {
     plan: Plan,
     nodes: Vec<mpsc::Sender<(Request, oneshot::Sender<()>)>>,
     lonely: BTreeSet<usize>,
+    /// The nodes' addresses, without the last part.
+    underlay: &'static str,
     containers: Vec<Container>,
     /// By number: application and ready backends.
     services: BTreeMap<u8, (u8, Vec<usize>)>,
@@ -74,9 +77,11 @@ fn node(netns: &str, state: PathBuf) -> mpsc::Sender<(Request, oneshot::Sender<(
             let mut datapath = KernelDatapath::new(&state);
             while let Some((request, done)) = receiver.recv().await {
                 match request {
-                    Request::Set(config) => {
+                    Request::Set(config, tunnel_fails) => {
                         let failures = datapath.set(&config).await.unwrap();
-                        assert!(failures.is_empty(), "{failures:?}");
+                        let failed: Vec<_> = failures.iter().map(|failure| failure.link.as_str()).collect();
+                        let expected = if tunnel_fails { vec!["rbl-vx"] } else { Vec::new() };
+                        assert_eq!(failed, expected, "{failures:?}");
                     }
                     Request::Restart => datapath = KernelDatapath::new(&state),
                     Request::CleanUp => datapath.clean_up().await.unwrap(),
@@ -91,6 +96,15 @@ fn node(netns: &str, state: PathBuf) -> mpsc::Sender<(Request, oneshot::Sender<(
 impl Site {
     /// Nodes with addresses 192.0.2.1, 192.0.2.2 on one link.
     pub fn new(nodes: usize) -> Self {
+        Self::over(nodes, "192.0.2.")
+    }
+
+    /// Nodes with addresses 2001:db8::1, 2001:db8::2 on one link.
+    pub fn over_v6(nodes: usize) -> Self {
+        Self::over(nodes, "2001:db8::")
+    }
+
+    fn over(nodes: usize, underlay: &'static str) -> Self {
         let prefix = format!("rbls{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
         let mut site = Self {
@@ -98,6 +112,7 @@ impl Site {
             plan: Plan::default(),
             nodes: Vec::new(),
             lonely: BTreeSet::new(),
+            underlay,
             containers: Vec::new(),
             services: BTreeMap::new(),
             namespaces: Vec::new(),
@@ -115,15 +130,34 @@ impl Site {
                 "link", "add", "up0", "netns", &a, "type", "veth", "peer", "name", "up0", "netns", &b,
             ];
             run("ip", &pair);
-            for (netns, address) in [(a, "192.0.2.1/24"), (b, "192.0.2.2/24")] {
-                let off = "echo 1 > /proc/sys/net/ipv6/conf/up0/disable_ipv6";
+            for (netns, last) in [(a, 1), (b, 2)] {
+                let off = "cd /proc/sys/net/ipv6/conf/up0; echo 0 > accept_dad; echo 1 > addr_gen_mode";
                 run("nsenter", &[&format!("--net=/run/netns/{netns}"), "sh", "-c", off]);
-                run("ip", &["-n", &netns, "addr", "add", address, "dev", "up0"]);
+                let prefix = if underlay.contains(':') { 64 } else { 24 };
+                run(
+                    "ip",
+                    &[
+                        "-n",
+                        &netns,
+                        "addr",
+                        "add",
+                        &format!("{underlay}{last}/{prefix}"),
+                        "dev",
+                        "up0",
+                    ],
+                );
                 run("ip", &["-n", &netns, "link", "set", "up0", "up"]);
             }
             wait("the link", || {
                 let is_up = |index| site.node(index, "ip", &["link", "show", "up0"]).contains("state UP");
-                (is_up(0) && is_up(1)).then_some(())
+                let is_local = |index: usize| {
+                    let address = format!("{underlay}{}", index + 1);
+                    site.node(index, "ip", &["route", "get", &address]).contains("local")
+                };
+                [0, 1]
+                    .iter()
+                    .all(|index| is_up(*index) && is_local(*index))
+                    .then_some(())
             });
         }
         site
@@ -175,8 +209,13 @@ impl Site {
     /// Sets all nodes.
     pub fn apply(&self) {
         for node in 0..self.nodes.len() {
-            self.request(node, Request::Set(Box::new(self.config(node))));
+            self.request(node, Request::Set(Box::new(self.config(node)), false));
         }
+    }
+
+    /// Sets a node whose tunnel cannot be.
+    pub fn apply_without_tunnel(&self, node: usize) {
+        self.request(node, Request::Set(Box::new(self.config(node)), true));
     }
 
     /// As after `kill -9`.
@@ -239,7 +278,7 @@ impl Site {
                 backends: backends.collect(),
             }
         });
-        let address = |index: usize| IpAddr::from([192, 0, 2, index as u8 + 1]);
+        let address = |index: usize| -> IpAddr { format!("{}{}", self.underlay, index + 1).parse().unwrap() };
         let block = |index: usize| Block::new([10, 18, index as u8, 0].into(), 26);
         let others = (0..self.nodes.len()).filter(|_| !self.lonely.contains(&node));
         DatapathConfig {

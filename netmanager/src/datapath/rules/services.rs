@@ -3,7 +3,8 @@
 //! Only the first packet of a flow comes here; connection tracking remembers what was chosen. The entry looks up caller and
 //! address together and goes to a chain of that caller and that service, whose counters nobody else moves: turns are exact
 //! for each caller, and for TCP, UDP and all else separately. There is one such chain for round robin and one for what is
-//! chosen by nearness. Addresses of single instances need no turns: one map per application.
+//! chosen by nearness. Backends are in maps of the service, which its callers share: a map for each rule would make the kernel
+//! take a minute for a thousand chains. Addresses of single instances need no turns: one map per application.
 //!
 //! Closest and least used are not measured yet: both take turns among the ready backends of this node, or among all if it
 //! has none.
@@ -103,30 +104,27 @@ fn turns(rules: &mut Ruleset, service: &Service, caller: Ipv4Addr, caller6: IpAd
             };
             rules.insert(map, format!("{caller} . {address}"), format!("goto {chain}"));
         }
-        let v4: Vec<_> = backends.iter().map(|backend| backend.v4.to_string()).collect();
-        let v6: Vec<_> = backends.iter().map(|backend| backend.v6.to_string()).collect();
-        rules.chain(&chain, [choose("ipv4", "ip", &v4), choose("ipv6", "ip6", &v6)].concat());
+        let (map4, map6) = (
+            format!("{kind}s4_{}", service.service),
+            format!("{kind}s6_{}", service.service),
+        );
+        rules.numbered(&map4, "ip daddr");
+        rules.numbered(&map6, "ip6 daddr");
+        for (number, backend) in backends.iter().enumerate() {
+            rules.insert(&map4, number.to_string(), backend.v4.to_string());
+            rules.insert(&map6, number.to_string(), backend.v6.to_string());
+        }
+        let ways = [("ipv4", "ip", &map4), ("ipv6", "ip6", &map6)];
+        let lines = ways.map(|(protocol, family, map)| choose(protocol, family, map, backends.len()));
+        rules.chain(&chain, lines.concat());
     }
 }
 
-/// Rules that send a flow to the next of `backends`.
-fn choose(protocol: &str, family: &str, backends: &[String]) -> Vec<String> {
-    if let [only] = backends {
-        return vec![format!("meta nfproto {protocol} dnat {family} to {only}")];
-    }
-    let numbered = backends
-        .iter()
-        .enumerate()
-        .map(|(number, backend)| format!("{number} : {backend}"));
-    let numbered = numbered.collect::<Vec<_>>().join(", ");
-    let next = format!(
-        "dnat {family} to numgen inc mod {} map {{ {numbered} }}",
-        backends.len()
-    );
-    // Each rule counts for itself.
-    ["meta l4proto tcp ", "meta l4proto udp ", ""]
-        .map(|transport| format!("meta nfproto {protocol} {transport}{next}"))
-        .into()
+/// Rules that send a flow to the next of the `count` in `map`. Each counts for itself.
+fn choose(protocol: &str, family: &str, map: &str, count: usize) -> [String; 3] {
+    ["meta l4proto tcp ", "meta l4proto udp ", ""].map(|transport| {
+        format!("meta nfproto {protocol} {transport}dnat {family} to numgen inc mod {count} map @{map}")
+    })
 }
 
 fn instances_of(application: ApplicationId) -> String {

@@ -196,3 +196,21 @@ fn a_change_of_one_service_leaves_the_turns_of_others() {
     );
     assert!(changes.contains(&changed) && !changes.contains(&kept), "{changes}");
 }
+
+/// The kernel takes a time that grows with the square of their number.
+#[test]
+fn the_number_of_sets_does_not_grow_with_callers() {
+    let count = |callers: u8| {
+        let mut config = config();
+        config.endpoints = (0..callers)
+            .map(|number| endpoint(&format!("c{number}"), number + 2, "", Some(1)))
+            .collect();
+        let text = rules(&config, ["eth0", "eth0"]).text();
+        assert!(
+            !text.contains("map {") && text.matches("set {").count() <= 1,
+            "anonymous sets"
+        );
+        text.matches("\tmap ").count() + text.matches("\tset ").count()
+    };
+    assert_eq!(count(2), count(50));
+}
