@@ -3,6 +3,7 @@
 use roble_core::ports::{PortMapping, Protocol};
 use roble_core::resources::Resources;
 use roble_core::time::Timestamp;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// `text` without control characters, so that nothing from the tree can steer a terminal.
@@ -15,6 +16,12 @@ pub fn or_dash(text: Option<impl ToString>) -> String {
     text.map(|text| text.to_string())
         .filter(|text| !text.is_empty())
         .unwrap_or_else(|| "-".to_owned())
+}
+
+/// Addresses side by side; `None` if there are none.
+pub fn addresses(addresses: &[IpAddr]) -> Option<String> {
+    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    Some(texts.join(", ")).filter(|text| !text.is_empty())
 }
 
 /// `1 mistake`, `2 mistakes`.

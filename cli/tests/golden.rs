@@ -143,14 +143,14 @@ fn service() -> Value {
     json!({"id": ID, "path": "shop/web", "generation": 2, "replicas": 2, "up_to_date": 1, "running": 1, "deleting": false,
         "image": "docker.io/library/nginx:1.27", "resources": {"cpu_millis": 50, "memory_bytes": 33_554_432},
         "ports": ["18080:80/tcp"], "descriptor": {"image": "docker.io/library/nginx:1.27", "replicas": 2},
-        "created_at": 100_000, "updated_at": 3_640_000})
+        "addresses": {"round-robin": ["10.30.0.1", "fdff:2000:123:4567:89ab:cdef:123:4567"], "closest": []}, "created_at": 100_000, "updated_at": 3_640_000})
 }
 
 fn instance() -> Value {
     json!({"path": "shop/web.0", "id": format!("{ID}.0"), "phase": "running", "reason": null, "generation": 2,
         "epochs": [1, 1], "restarts": 2, "exit_code": null, "started_at": 3_640_000, "cluster": "north", "cluster_id": ID,
         "node": ID, "node_name": "pi-3", "node_address": "10.0.0.5", "ports": ["18080:80/tcp"], "image_digest": null,
-        "age_ms": 100})
+        "addresses": ["10.18.0.2", "fc00::a12:2"], "service_addresses": ["10.30.0.2"], "age_ms": 100})
 }
 
 fn pending() -> Value {

@@ -52,7 +52,7 @@ fn user() -> Value {
 fn instance() -> Value {
     json!({"path": "shop/web.0", "id": format!("{ID}.0"), "phase": "running", "reason": null, "generation": 1,
         "epochs": [1, 1], "restarts": 2, "exit_code": null, "started_at": 10_000, "cluster": "north", "cluster_id": ID,
-        "node": ID, "node_name": "pi-3", "node_address": "10.0.0.5", "ports": ["18080:8080/tcp"], "image_digest": null,
+        "node": ID, "node_name": "pi-3", "node_address": "10.0.0.5", "ports": ["18080:8080/tcp"], "image_digest": null, "addresses": [], "service_addresses": [],
         "age_ms": 100})
 }
 

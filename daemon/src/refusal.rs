@@ -37,7 +37,14 @@ const CODES: &[(u16, &[&str])] = &[
     (408, &["body-too-slow"]),
     (
         409,
-        &["name-taken", "name-mismatch", "deleting", "no-cluster", "not-placed"],
+        &[
+            "name-taken",
+            "name-mismatch",
+            "deleting",
+            "no-cluster",
+            "not-placed",
+            "address-taken",
+        ],
     ),
     (413, &["body-too-large"]),
     (
@@ -46,6 +53,7 @@ const CODES: &[(u16, &[&str])] = &[
             "descriptor-invalid",
             "name-invalid",
             "out-of-range",
+            "address-outside",
             "request-invalid",
             "ttl-out-of-range",
             "which-cluster",

@@ -201,6 +201,7 @@ impl NetService {
     /// [`NetError::Datapath`]; it is tried again by the next reconciliation.
     pub async fn set_overlay(&self, mut overlay: Overlay) -> Result<(), NetError> {
         let mut state = self.state.lock().await;
+        overlay.block = overlay.block.or(state.block);
         if let (Some(former), Some(block)) = (state.block, overlay.block)
             && former != block
             && let Some((container, attachment)) = state.attachments.iter().find(|(_, a)| !block.contains(a.address))

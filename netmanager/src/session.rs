@@ -21,8 +21,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// How often a node that has not joined is looked for, and a new certificate.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether the node has joined.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often a new certificate is looked for.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Until the cluster says how often.
 const BEAT_MS: u64 = 60_000;
 
@@ -235,7 +237,7 @@ async fn listen(transport: Arc<dyn Transport>, events: mpsc::Sender<Event>) {
 async fn renew(folder: &Path, mut credential: Credential, tls: &ClientTls) {
     loop {
         // Certificates live for days.
-        tokio::time::sleep(LOOK * 30).await;
+        tokio::time::sleep(LOOK_AGAIN).await;
         let Ok(Some((_, newest))) = Home::load(folder) else {
             continue;
         };

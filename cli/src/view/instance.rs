@@ -43,6 +43,8 @@ impl View for InstanceView {
             "Address",
             text::or_dash(address(self).or_else(|| self.node_address.clone())),
         );
+        page.maybe("Endpoint", text::addresses(&self.addresses));
+        page.maybe("Service address", text::addresses(&self.service_addresses));
         page.entry("Generation", self.generation);
         let epochs: Vec<String> = self.epochs.iter().map(ToString::to_string).collect();
         page.entry("Epochs", text::or_dash(Some(epochs.join("/"))));

@@ -50,6 +50,9 @@ impl View for ServiceView {
         page.entry("Deleting", if self.deleting { "yes" } else { "no" });
         page.entry("Reserves", text::resources(&self.resources));
         page.entry("Ports", ports(self));
+        for (policy, addresses) in &self.addresses {
+            page.maybe(&format!("Address, {policy}"), text::addresses(addresses));
+        }
         super::moment(page, "Created", self.created_at, now);
         super::moment(page, "Changed", self.updated_at, now);
         page.section("Descriptor");

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 /// For people.
 pub const USAGE: &str = "\
-usage: hello [--exit CODE] [--crash-after MS] [--callback HOST:PORT] [--memory MIB]
+usage: hello [--exit CODE] [--crash-after MS] [--callback HOST:PORT] [--call HOST:PORT] [--memory MIB]
   --exit CODE           say hello, then exit with this code (0 to 255)
   --crash-after MS      serve, then end badly after so many milliseconds
   --callback HOST:PORT  connect there once at start
+  --call HOST:PORT      ask there who answers, every second, and say it
   --memory MIB          take and touch so much memory
 environment: GREETING (hello), PORT (8080), ROBLE_INSTANCE";
 
@@ -20,6 +21,8 @@ pub struct Flags {
     pub crash_after: Option<Duration>,
     /// Connect there once.
     pub callback: Option<String>,
+    /// Ask there every second.
+    pub call: Option<String>,
     /// MiB to touch.
     pub memory_mib: usize,
 }
@@ -44,6 +47,7 @@ impl Flags {
                 "--exit" => flags.exit = Some(value.parse().map_err(|_| bad())?),
                 "--crash-after" => flags.crash_after = Some(Duration::from_millis(value.parse().map_err(|_| bad())?)),
                 "--callback" => flags.callback = Some(value),
+                "--call" => flags.call = Some(value),
                 "--memory" => {
                     flags.memory_mib = value.parse().ok().filter(|mib| *mib <= 1 << 20).ok_or_else(bad)?;
                 }
@@ -64,7 +68,8 @@ mod tests {
 
     #[test]
     fn both_spellings_are_read() {
-        let flags = parse("--exit 3 --crash-after=50 --callback 10.0.0.1:9 --memory 5").unwrap();
+        let flags = parse("--exit 3 --crash-after=50 --callback 10.0.0.1:9 --memory 5 --call server:8080").unwrap();
+        assert_eq!(flags.call.as_deref(), Some("server:8080"));
         assert_eq!(flags.exit, Some(3));
         assert_eq!(flags.crash_after, Some(Duration::from_millis(50)));
         assert_eq!(flags.callback.as_deref(), Some("10.0.0.1:9"));

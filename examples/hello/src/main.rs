@@ -14,7 +14,7 @@ mod flags;
 mod http;
 
 use flags::Flags;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -76,6 +76,9 @@ fn main() -> ExitCode {
             std::process::exit(101);
         });
     }
+    if let Some(address) = flags.call {
+        thread::spawn(move || call(&address));
+    }
     match listen() {
         Ok(listener) => serve(listener, &hello, signals),
         Err(message) => {
@@ -123,6 +126,27 @@ fn call_back(address: &str, hello: &Hello) {
     };
     if let Err(error) = connect() {
         eprintln!("hello: call back {address}: {error}");
+    }
+}
+
+/// Asks who is there, again and again, each time over a connection of its own: one line for each answer.
+fn call(address: &str) {
+    let ask = || -> std::io::Result<String> {
+        let target = address.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.take(MAX_BODY as u64).read_to_string(&mut text)?;
+        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
+        Ok(format!("{target} says: {body}"))
+    };
+    loop {
+        match ask() {
+            Ok(answer) => say(&answer),
+            Err(error) => say(&format!("{address} does not answer: {error}")),
+        }
+        thread::sleep(Duration::from_secs(1));
     }
 }
 
