@@ -345,7 +345,7 @@ fn clean_up_leaves_what_was_there() {
     );
     let baseline = lab.baseline();
     lab.start();
-    lab.attach("a", &["8080:80", "53/udp"]);
+    lab.attach("a", &["8080:80", "5353:53/udp"]);
     lab.attach("b", &[]);
     assert_ne!(lab.baseline(), baseline);
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_roble-net"))

@@ -23,6 +23,7 @@ const DESCRIPTORS: &[&str] = &["descriptor"];
 const PACKETS: &[&str] = &["mqtt", "topic"];
 const MESSAGES: &[&str] = &["frame-up", "frame-down", "assignment", "status", "profile"];
 const IDENTITIES: &[&str] = &["token", "name", "certificate"];
+const QUERIES: &[&str] = &["dns"];
 
 #[test]
 fn descriptors() {
@@ -45,8 +46,13 @@ fn tokens_names_and_certificates() {
 }
 
 #[test]
+fn queries_for_names() {
+    check(QUERIES);
+}
+
+#[test]
 fn no_body_is_left_out() {
-    let checked: Vec<&str> = [DESCRIPTORS, PACKETS, MESSAGES, IDENTITIES].concat();
+    let checked: Vec<&str> = [DESCRIPTORS, PACKETS, MESSAGES, IDENTITIES, QUERIES].concat();
     assert_eq!(checked.len(), BODIES.len());
     assert!(BODIES.iter().all(|body| checked.contains(&body.name)));
 }
