@@ -462,12 +462,12 @@ impl Orchestrator {
         }
     }
 
-    /// Everything that a child has was reported.
+    /// Everything that a child has was reported in this session. A refusal among it may be older than the profile that came
+    /// with it: the child is asked once more.
     pub fn hear_all(&mut self, child: ChildId) {
-        if let Some(known) = self.children.get_mut(&child)
-            && !std::mem::replace(&mut known.heard_out, true)
-        {
-            self.wake_waiting();
+        if let Some(known) = self.children.get_mut(&child) {
+            known.heard_out = true;
+            self.void_refusals_of(child);
         }
     }
 

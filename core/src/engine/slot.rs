@@ -484,6 +484,8 @@ impl Slot {
         let ended = self.outcome.as_ref();
         match (&self.state, &self.order) {
             (SlotState::Running { .. }, None) if !complete => (Phase::Running, None),
+            // What follows from how it ended is known once its order is.
+            (SlotState::Ended(_), None) if !complete && self.found.is_some() => (Phase::BackingOff, None),
             (SlotState::Stopping, None) | (SlotState::Running { .. } | SlotState::Ended(_), None) => {
                 (Phase::Stopping, None)
             }
