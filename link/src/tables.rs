@@ -109,6 +109,11 @@ impl TableServer {
         }
     }
 
+    /// The blocks that a child may give away.
+    pub fn blocks(&self, child: ChildId) -> &[Block] {
+        self.blocks.get(&child).map_or(&[], Vec::as_slice)
+    }
+
     /// What is known here is whole from now on.
     pub fn set_complete(&mut self) {
         if !self.complete {

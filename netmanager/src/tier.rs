@@ -231,3 +231,7 @@ impl Tier for NetTier {
         self.link.next_due()
     }
 }
+
+#[cfg(test)]
+#[path = "tier_tests.rs"]
+mod tests;
