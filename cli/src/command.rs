@@ -10,6 +10,7 @@ pub mod get;
 pub mod login;
 pub mod logs;
 pub mod member;
+pub mod network;
 pub mod scale;
 pub mod token;
 pub mod wait;
@@ -92,6 +93,7 @@ pub async fn with_root(command: Command, session: Session<'_>) -> Result<(), Fai
         Command::Uncordon(member) => member::run("uncordon", &member, session).await,
         Command::Wait(wait) => wait::run(wait, session).await,
         Command::Explain(explain) => explain::run(explain, session).await,
+        Command::Network(verb) => network::run(verb, session).await,
         Command::Login(_)
         | Command::Context(_)
         | Command::Validate(_)

@@ -1,7 +1,7 @@
 //! The command line: global flags and verbs. Each verb's own flags stand beside its code.
 
 use crate::command::{
-    apply, completion, contexts, delete, events, explain, get, login, logs, member, scale, token, wait,
+    apply, completion, contexts, delete, events, explain, get, login, logs, member, network, scale, token, wait,
 };
 use clap::{Parser, Subcommand, ValueEnum};
 use std::time::Duration;
@@ -86,6 +86,9 @@ pub enum Command {
     Wait(wait::Wait),
     /// Say why an instance is where it is, or nowhere.
     Explain(explain::Explain),
+    /// Show names and addresses, and what they lead to.
+    #[command(subcommand)]
+    Network(network::Verb),
     /// Run a whole tree on this machine.
     #[command(subcommand)]
     Dev(crate::dev::Verb),

@@ -285,6 +285,8 @@ in_all_formats! {
     ps: "ps";
     events: "events shop";
     explain: "explain shop/web.1";
+    network_ls: "network ls";
+    network_resolve: "network resolve web.shop.roble";
     apply: "apply -f -";
     scale: "scale shop/web 2";
     delete_service: "delete service shop/web";
@@ -309,6 +311,10 @@ async fn other_verbs() {
             "wait shop/web.0 --for running",
             "get nodes --cluster north -o name",
             "delete -f -",
+            "network resolve 0.web.shop",
+            "network resolve 10.30.0.1",
+            "network resolve fc00::a12:2",
+            "network resolve nobody.shop",
         ],
     )
     .await;
