@@ -496,6 +496,8 @@ impl Tier for ClusterTier {
     fn tick(&mut self, now: Now, rng: &mut dyn RngCore) -> Output<Act> {
         let mut out = Output::default();
         self.children.tick(now);
+        // What was waited for may be known by now.
+        self.overlay.is_due = true;
         self.expire_requests(now, &mut out);
         for token in self.registry.prune(now.wall) {
             out.writes.push(Write::delete(TOKEN, token));

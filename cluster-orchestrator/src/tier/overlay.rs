@@ -35,6 +35,8 @@ pub(super) struct Overlay {
     claims: BTreeMap<ChildId, Block>,
     /// Where they say their tunnels are reached.
     addresses: BTreeMap<ChildId, IpAddr>,
+    /// Something changed of nodes or blocks: they are to be looked at.
+    pub is_due: bool,
 }
 
 /// What the root is told.
@@ -54,6 +56,7 @@ impl Overlay {
             blocks: Blocks::new(NODE_PREFIX),
             claims: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            is_due: true,
         }
     }
 
@@ -74,7 +77,10 @@ impl Overlay {
     /// a part of it.
     fn hear_row(&mut self, key: RowKey, row: Option<Row>) {
         match (key, row) {
-            (RowKey::Block(_), Some(Row::Block(block))) => self.blocks.add_range(block.network(), block.last()),
+            (RowKey::Block(_), Some(Row::Block(block))) => {
+                self.blocks.add_range(block.network(), block.last());
+                self.is_due = true;
+            }
             (RowKey::Block(_), _) => {}
             (key, row) => self.server.set(Writer::Parent, key, row),
         }
@@ -85,6 +91,7 @@ impl ClusterTier {
     /// A node takes part, from now on or again.
     pub(super) fn add_to_overlay(&mut self, child: ChildId) {
         self.overlay.server.add_child(child);
+        self.overlay.is_due = true;
         self.refresh_wants(child);
     }
 
@@ -161,7 +168,7 @@ impl ClusterTier {
         self.handle_net_up(outputs, now, out);
     }
 
-    fn handle_tables(&mut self, output: TablesOutput, now: Now, out: &mut Output<Act>) {
+    fn handle_tables(&mut self, output: TablesOutput, out: &mut Output<Act>) {
         match output {
             TablesOutput::Send(child, mut frame) => {
                 // The topic says which branch it is.
@@ -171,7 +178,7 @@ impl ClusterTier {
             }
             TablesOutput::Heard(child, RowKey::Block(_), Some(Row::Block(block))) => {
                 self.overlay.claims.insert(child, block);
-                self.give_blocks(now, out);
+                self.overlay.is_due = true;
             }
             TablesOutput::Heard(_, RowKey::Block(_), _) => {}
             TablesOutput::Heard(child, RowKey::Node(node), row) if node.0 == child.0 => {
@@ -181,7 +188,7 @@ impl ClusterTier {
                     })) => drop(self.overlay.addresses.insert(child, address)),
                     _ => drop(self.overlay.addresses.remove(&child)),
                 }
-                self.give_blocks(now, out);
+                self.overlay.is_due = true;
             }
             TablesOutput::Heard(child, key, _) => {
                 let what = format!("node {child}: row {key} is not its to write");
@@ -238,14 +245,16 @@ impl ClusterTier {
 
     /// What the root said reaches the nodes.
     fn settle_tables(&mut self, now: Now, out: &mut Output<Act>) {
-        self.give_blocks(now, out);
         loop {
+            if std::mem::take(&mut self.overlay.is_due) {
+                self.give_blocks(now, out);
+            }
             let outputs = self.overlay.server.settle();
-            if outputs.is_empty() {
+            if outputs.is_empty() && !self.overlay.is_due {
                 return;
             }
             for output in outputs {
-                self.handle_tables(output, now, out);
+                self.handle_tables(output, out);
             }
         }
     }
