@@ -116,7 +116,7 @@ pub fn remove(plan: &Plan) -> anyhow::Result<()> {
         .filter_map(|line| line.split(' ').nth(1))
         .filter(|path| path.starts_with(&folder));
     for path in below.collect::<Vec<_>>().into_iter().rev() {
-        run("umount", &["--lazy", path])?;
+        run("umount", &["-l", path])?;
     }
     for node in &plan.nodes {
         if Path::new("/sys/class/net").join(node.link()).exists() {
