@@ -57,12 +57,15 @@ impl Follow {
     /// What was stored cannot be read.
     pub async fn start(self) -> anyhow::Result<JoinHandle<()>> {
         let (told, hears) = watch::channel(Arc::new(Told::default()));
-        let (joined, home) = watch::channel(None);
+        // Known from the first moment: without it the way to other nodes would be taken down until the session has it.
+        let known = Home::load(&self.session.identity).ok().flatten().map(|(home, _)| home);
+        let tunnel = self.tunnel(known.as_ref()).await;
+        let (joined, home) = watch::channel(known.clone());
         let (says, said) = watch::channel(Vec::new());
         let session = session::open(self.session.clone(), told.clone(), joined).await?;
         // Whoever starts after a power cut has this and nothing else.
         let kept = told.borrow().clone();
-        let first = overlay::overlay(&kept, None, self.block, None);
+        let first = overlay::overlay(&kept, known.as_ref(), self.block, tunnel);
         if let Err(error) = self.service.set_overlay(first).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "datapath not set yet");
         }

@@ -7,7 +7,7 @@ use crate::output::{self, Page, View};
 use crate::reference::path;
 use crate::text;
 use clap::Subcommand;
-use roble_core::overlay::row::Policy;
+use roble_core::overlay::row::{Policy, name_of};
 use roble_core::status::Phase;
 use roble_core::time::Timestamp;
 use roble_proto::rest::{InstanceView, ServiceView};
@@ -97,14 +97,6 @@ impl View for Target {
     }
 }
 
-/// `web.shop.test.roble` of `shop.test/web`.
-fn name_of(service: &str) -> String {
-    match service.split_once('/') {
-        Some((application, service)) => format!("{service}.{application}.{DOMAIN}"),
-        None => format!("{service}.{DOMAIN}"),
-    }
-}
-
 pub(crate) async fn run(verb: Verb, session: Session<'_>) -> Result<(), Failure> {
     let Session { api, console, format } = session;
     let services: Vec<ServiceView> = api::get(api, path(&["services"])).await?;
@@ -123,7 +115,7 @@ pub(crate) async fn run(verb: Verb, session: Session<'_>) -> Result<(), Failure>
 
 fn called(service: ServiceView) -> Called {
     Called {
-        name: name_of(&service.path),
+        name: format!("{}.{DOMAIN}", name_of(&service.path)),
         round_robin: service.addresses.get(&Policy::RoundRobin).cloned().unwrap_or_default(),
         running: service.running,
         replicas: service.replicas,
@@ -140,9 +132,7 @@ fn resolve(name: &str, services: &[ServiceView], instances: &[InstanceView]) -> 
     let full = name.trim_end_matches('.').to_lowercase();
     let full = full.strip_suffix(&format!(".{DOMAIN}")).unwrap_or(&full);
     let found = services.iter().find_map(|service| {
-        let own = name_of(&service.path).to_lowercase();
-        let own = own.strip_suffix(&format!(".{DOMAIN}"))?;
-        let policy = match full.strip_suffix(own)? {
+        let policy = match full.strip_suffix(&name_of(&service.path).to_lowercase())? {
             "" => Policy::RoundRobin,
             front => match front.strip_suffix('.')? {
                 "closest" => Policy::Closest,

@@ -96,12 +96,17 @@ impl ServiceRow {
             .chain(self.v6.get(&policy).copied().map(IpAddr::V6))
     }
 
-    /// The labels of its name below the domain, e.g. `web.shop` for `shop/web`.
+    /// Its name below the domain, see [`name_of`].
     pub fn name(&self) -> String {
-        match self.path.split_once('/') {
-            Some((application, service)) => format!("{service}.{application}"),
-            None => self.path.clone(),
-        }
+        name_of(&self.path)
+    }
+}
+
+/// The labels of a service's name below the domain, e.g. `web.shop` for `shop/web`.
+pub fn name_of(path: &str) -> String {
+    match path.split_once('/') {
+        Some((application, service)) => format!("{service}.{application}"),
+        None => path.to_owned(),
     }
 }
 

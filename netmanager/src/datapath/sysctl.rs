@@ -183,14 +183,15 @@ pub fn prepare_link(name: &str, has_v6: bool) -> Result<(), DatapathError> {
     write(&ipv4("route_localnet"), "1")?;
     // A container that calls itself by a published port goes out and in by the same link; that is no detour.
     write(&ipv4("send_redirects"), "0")?;
-    if has_v6 {
-        prepare_v6(name)?;
-        write_if_present(
-            &Path::new(NET).join("ipv6/conf").join(name).join("force_forwarding"),
-            "1",
-        )?;
-    }
-    Ok(())
+    if has_v6 { forward_v6(name) } else { Ok(()) }
+}
+
+fn forward_v6(name: &str) -> Result<(), DatapathError> {
+    prepare_v6(name)?;
+    write_if_present(
+        &Path::new(NET).join("ipv6/conf").join(name).join("force_forwarding"),
+        "1",
+    )
 }
 
 /// Sets what a tunnel's device needs; to be called before it is up.
@@ -199,14 +200,7 @@ pub fn prepare_link(name: &str, has_v6: bool) -> Result<(), DatapathError> {
 /// [`DatapathError::Sysctl`].
 pub fn prepare_tunnel(name: &str, has_v6: bool) -> Result<(), DatapathError> {
     write(&Path::new(NET).join("ipv4/conf").join(name).join("forwarding"), "1")?;
-    if has_v6 {
-        prepare_v6(name)?;
-        write_if_present(
-            &Path::new(NET).join("ipv6/conf").join(name).join("force_forwarding"),
-            "1",
-        )?;
-    }
-    Ok(())
+    if has_v6 { forward_v6(name) } else { Ok(()) }
 }
 
 /// Sets what a container's side needs; to be called inside its namespace before the link is up.
