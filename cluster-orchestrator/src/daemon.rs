@@ -24,7 +24,7 @@ use roble_daemon::shell::{self, Shell};
 use roble_daemon::tls::Revocations;
 use roble_link::grpc::{GrpcConfig, GrpcTransport};
 use roble_store::OpenOptions;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::api::{self, Api};
@@ -188,6 +188,7 @@ impl Daemon {
         );
         let uplink_state = UplinkState::default();
         let (doors, streams) = (Arc::new(Doors::new(events.clone())), Arc::new(Streams::default()));
+        let (relayed, _) = watch::channel(Vec::new());
         let hands = ClusterHands {
             cluster,
             uplink: transport.sender(),
@@ -197,6 +198,7 @@ impl Daemon {
             streams: streams.clone(),
             members: members.clone(),
             revocations,
+            relayed,
             metrics: counters.clone(),
         };
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use roble_core::ids::{ClusterId, NodeId};
 use roble_core::liveness::Standing;
 use roble_core::orchestrator::Step;
+use roble_core::overlay::tunnel::TunnelEnd;
 use roble_daemon::pki::Identity;
 use roble_daemon::shell::Hands;
 use roble_daemon::tls::Revocations;
 use roble_link::grpc::GrpcSender;
+use tokio::sync::watch;
 
 use crate::doors::{Doors, Reply};
 use crate::members::Members;
@@ -36,6 +38,8 @@ pub struct ClusterHands {
     pub members: Arc<Members>,
     /// Whom the listeners refuse.
     pub revocations: Arc<Revocations>,
+    /// To the relay: whom it serves.
+    pub relayed: watch::Sender<Vec<(NodeId, TunnelEnd)>>,
     /// What is counted.
     pub metrics: ClusterMetrics,
 }
@@ -82,6 +86,7 @@ impl Hands<Act> for ClusterHands {
                 self.nodes.revoke(node);
                 tracing::warn!(%node, closed, "node revoked");
             }
+            Act::RelayFor(nodes) => drop(self.relayed.send_replace(nodes)),
             Act::ExpectStream(stream) => self.streams.expect(stream),
             Act::Connected(connected) => {
                 self.uplink_state.set_connected(connected);

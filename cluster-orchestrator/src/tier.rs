@@ -10,6 +10,7 @@ use roble_core::ids::{ChildId, InstanceId, NodeId, TokenId};
 use roble_core::labels::Labels;
 use roble_core::liveness::{Clocks, Standing};
 use roble_core::orchestrator::{PlacementRecord, Step};
+use roble_core::overlay::tunnel::{PublicKey, TunnelEnd};
 use roble_core::placement::{Level, Profile};
 use roble_core::registry::{Forgotten, Member, MemberState, Registry, RegistryError};
 use roble_core::spec::Assignment;
@@ -24,6 +25,7 @@ use roble_proto::convert::{decode_assignment, encode_status};
 use roble_proto::topics::Branch;
 use roble_proto::wire;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 /// Kind of record: an order of the root exactly as received.
 const ASSIGNMENT: &str = "assignment";
@@ -60,6 +62,10 @@ pub enum Event {
     NodeMessage(NodeId, Branch, Vec<u8>),
     /// The transport lost one of them.
     NodeDown(NodeId, Branch),
+    /// The relay of this cluster serves at this address, with this key.
+    RelayServes(SocketAddr, PublicKey),
+    /// All nodes that talk to the relay, and where they come from.
+    RelaySees(BTreeMap<NodeId, SocketAddr>),
     /// A machine wants to join. Answered with [`Act::Joined`].
     Join {
         /// The shell's number for the answer.
@@ -97,6 +103,8 @@ pub enum Act {
     Joined(u64, Result<Member, RegistryError>),
     /// Answer a local request with JSON or a failure.
     Answer(u64, Result<Vec<u8>, wire::Failure>),
+    /// Who may use the relay: all of them.
+    RelayFor(Vec<(NodeId, TunnelEnd)>),
     /// Put a node out: close its connections and refuse new ones.
     Expel(NodeId),
     /// A node will dial a stream of this id: pass it on to the root.
@@ -453,6 +461,8 @@ impl Tier for ClusterTier {
             },
             Event::NodeDown(node, Branch::Engine) => self.children.transport_down(node.into()),
             Event::NodeDown(node, Branch::Net) => self.overlay.server.transport_down(node.into()),
+            Event::RelayServes(address, key) => self.set_relay(address, key),
+            Event::RelaySees(seen) => self.set_seen(&seen),
             Event::Join {
                 asker,
                 token,

@@ -27,6 +27,11 @@ impl RawId {
         Self(bytes)
     }
 
+    /// The least of all.
+    pub const MIN: Self = Self([0; 12]);
+    /// The greatest of all.
+    pub const MAX: Self = Self([u8::MAX; 12]);
+
     /// The id with exactly these bytes.
     pub const fn from_bytes(bytes: [u8; 12]) -> Self {
         Self(bytes)

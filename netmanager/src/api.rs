@@ -3,14 +3,16 @@
 use crate::metrics::NetMetrics;
 use crate::service::{NetError, NetService};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use roble_proto::local_net::{Attach, Attached, LocalError};
 use std::error::Error;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What the handlers need.
 #[derive(Clone)]
@@ -19,8 +21,13 @@ struct Api {
     metrics: NetMetrics,
 }
 
-/// The routes below `/v1`.
-pub fn router(service: Arc<NetService>, metrics: NetMetrics) -> Router {
+/// The routes below `/v1`. Requests wait until `is_open`: what was stored must be known before anything is attached.
+pub fn router(service: Arc<NetService>, metrics: NetMetrics, is_open: watch::Receiver<bool>) -> Router {
+    let wait = async |State(mut is_open): State<watch::Receiver<bool>>, request: Request, next: Next| {
+        // Its sender goes away only with the daemon.
+        let _ = is_open.wait_for(|open| *open).await;
+        next.run(request).await
+    };
     Router::new()
         .route("/v1/attachments", get(list))
         .route("/v1/attachments/{container}", put(attach).delete(detach))
@@ -33,6 +40,7 @@ pub fn router(service: Arc<NetService>, metrics: NetMetrics) -> Router {
             )
         })
         .with_state(Api { service, metrics })
+        .layer(from_fn_with_state(is_open, wait))
 }
 
 async fn list(State(api): State<Api>) -> Json<Vec<Attached>> {

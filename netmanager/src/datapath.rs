@@ -13,6 +13,7 @@ pub mod netns;
 pub mod nft;
 pub mod rules;
 pub mod ruleset;
+pub mod sealed;
 pub mod sockets;
 pub mod sysctl;
 pub mod tunnel;
@@ -48,6 +49,11 @@ impl LinkName {
     /// The name of the tunnel's device.
     pub fn tunnel() -> Self {
         Self(tunnel::LINK.into())
+    }
+
+    /// The name of the encrypted tunnel's device.
+    pub fn sealed() -> Self {
+        Self(sealed::LINK.into())
     }
 
     /// The name as text, at most 15 bytes.
@@ -126,8 +132,10 @@ pub struct Backend {
     pub v6: Ipv6Addr,
     /// It may get new flows, and keeps those it has.
     pub ready: bool,
-    /// It runs on this node.
-    pub local: bool,
+    /// Addresses for the closest lead to it. If there is none that is ready, to all.
+    pub near: bool,
+    /// Addresses for the least used lead to it. If there is none that is ready, to all.
+    pub idle: bool,
 }
 
 impl Service {
@@ -168,6 +176,8 @@ pub struct Overlay {
     pub nodes: Vec<RemoteNode>,
     /// This node's end of the tunnel.
     pub tunnel: Option<tunnel::Tunnel>,
+    /// The encrypted tunnel, and who is behind it.
+    pub sealed: Option<sealed::Sealed>,
 }
 
 /// Everything that shall be in the kernel.
@@ -185,8 +195,10 @@ pub struct DatapathConfig {
     pub services: Vec<Service>,
     /// Other nodes of the same trusted segment.
     pub nodes: Vec<RemoteNode>,
-    /// This node's end of the tunnel; without it, other nodes are not reached.
+    /// This node's end of the tunnel; without it, they are not reached.
     pub tunnel: Option<tunnel::Tunnel>,
+    /// The encrypted tunnel, and who is behind it.
+    pub sealed: Option<sealed::Sealed>,
 }
 
 impl DatapathConfig {
@@ -259,6 +271,9 @@ pub enum DatapathError {
         /// As asked for.
         address: IpAddr,
     },
+    /// The encrypted tunnel's device is not there.
+    #[error("{} is not there yet: nobody seals packets to other nodes", sealed::LINK)]
+    NoDevice,
     /// A kernel parameter could not be read, written or noted for later.
     #[error("set kernel parameter {path}")]
     Sysctl {

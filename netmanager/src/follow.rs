@@ -1,9 +1,12 @@
 //! Follows what the cluster tells: into the datapath, the name server, and what the node says of itself.
 
 use crate::config::{NetConfig, SPEC};
+use crate::datapath::conntrack;
 use crate::datapath::tunnel::{Tunnel, TunnelKind};
 use crate::dns::{self, DnsMetrics, Listeners, Upstream, Views, Zone};
-use crate::overlay;
+use crate::nearness::Nearness;
+use crate::overlay::{self, Own};
+use crate::probe;
 use crate::service::NetService;
 use crate::session::{self, SessionConfig};
 use crate::tier::Told;
@@ -12,6 +15,7 @@ use roble_core::overlay::row::Row;
 use roble_daemon::CancellationToken;
 use roble_daemon::clock::SystemClock;
 use roble_daemon::home::Home;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +69,13 @@ impl Follow {
         let session = session::open(self.session.clone(), told.clone(), joined).await?;
         // Whoever starts after a power cut has this and nothing else.
         let kept = told.borrow().clone();
-        let first = overlay::overlay(&kept, known.as_ref(), self.block, tunnel);
+        let own = Own {
+            home: known.as_ref(),
+            block: self.block,
+            tunnel,
+            sealed: None,
+        };
+        let first = overlay::overlay(&kept, own, &mut Nearness::default());
         if let Err(error) = self.service.set_overlay(first).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "datapath not set yet");
         }
@@ -93,16 +103,37 @@ impl Follow {
     ) {
         let (zones, zone) = watch::channel(Arc::new(Zone::default()));
         let mut serving: Option<(Block, JoinHandle<()>)> = None;
+        let (gateways, targets) = watch::channel(BTreeMap::new());
+        let mut rounds = probe::start(targets, self.stop.clone());
+        let mut nearness = Nearness::default();
+        let mut set_last = None;
         loop {
             let (told, member) = (hears.borrow_and_update().clone(), home.borrow_and_update().clone());
             let tunnel = self.tunnel(member.as_ref()).await;
-            let wanted = overlay::overlay(&told, member.as_ref(), self.block, tunnel);
+            let own = Own {
+                home: member.as_ref(),
+                block: self.block,
+                tunnel,
+                sealed: None,
+            };
+            let wanted = overlay::overlay(&told, own, &mut nearness);
             let block = wanted.block;
             zones.send_replace(Arc::new(Zone::new(told.plan(), told.rows())));
+            let near = overlay::gateways(&told, member.as_ref());
+            gateways.send_if_modified(|last| {
+                let is_changed = *last != near;
+                *last = near;
+                is_changed
+            });
             if let Some(member) = &member {
-                says.send_replace(overlay::says(member, block, tunnel));
+                says.send_replace(overlay::says(member, block, tunnel, None));
             }
-            let set = self.service.set_overlay(wanted).await;
+            let set = if set_last.as_ref() == Some(&wanted) {
+                Ok(())
+            } else {
+                self.service.set_overlay(wanted.clone()).await
+            };
+            set_last = set.is_ok().then_some(wanted);
             if let Some(block) = block
                 && serving
                     .as_ref()
@@ -125,8 +156,28 @@ impl Follow {
             tokio::select! {
                 changed = hears.changed() => if changed.is_err() { return },
                 changed = home.changed() => if changed.is_err() { return },
+                Some(round) = rounds.recv() => self.hear_round(round, &told, &mut nearness),
                 () = tokio::time::sleep(AGAIN), if !is_settled => {}
                 () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// What was measured of other nodes, and how many flows lead where.
+    fn hear_round(&self, round: probe::Round, told: &Told, nearness: &mut Nearness) {
+        for (node, rtt) in round {
+            nearness.hear(node, rtt);
+        }
+        nearness.retain(
+            &told.nodes().map(|row| row.node).collect(),
+            &told.services().map(|row| row.service).collect(),
+        );
+        let plan = told.plan();
+        match conntrack::count(|to| plan.is_service(to)) {
+            Ok(flows) => nearness.set_flows(flows),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, "tracked flows were not counted");
             }
         }
     }

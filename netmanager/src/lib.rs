@@ -7,7 +7,8 @@
 //! | [`state`] | attachments, addresses and ports as data, without I/O |
 //! | [`service`] | the one owner of the state: writes it, then brings the datapath to it |
 //! | [`datapath`] | the seam to the kernel, real and in memory |
-//! | [`follow`] | follows what is told: into the datapath, the name server, and what the node says
+//! | [`follow`] | follows what is told: into the datapath, the name server, and what the node says |
+//! | [`nearness`], [`probe`] | what closest and least used lead to; round-trip times to other nodes |
 //! | [`overlay`] | from what the cluster tells to what kernel and name server are given |
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
@@ -26,7 +27,9 @@ pub mod datapath;
 pub mod dns;
 pub mod follow;
 pub mod metrics;
+pub mod nearness;
 pub mod overlay;
+pub mod probe;
 pub mod service;
 pub mod session;
 pub mod state;

@@ -18,6 +18,7 @@ use roble_net::metrics::NetMetrics;
 use roble_net::service::NetService;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Bounds of the local API: a node engine and a few tools talk to it.
 fn limits(drain: Duration) -> Limits {
@@ -61,14 +62,18 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let listener = bind_unix(&config.socket)?;
     let health = Health::new();
     let check = health.check("datapath");
-    let router = api::router(service.clone(), counters).merge(health::router(health, metrics));
+    let (open, is_open) = watch::channel(false);
+    let router = api::router(service.clone(), counters, is_open).merge(health::router(health, metrics));
     tracing::info!(
         node = config.node_name, socket = %config.socket.display(), version = SPEC.version, "serving"
     );
+    let serving = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token());
+    let serving = tokio::spawn(serving);
     let follow = Follow::new(&config, service.clone(), names, shutdown.token());
     let told = follow.start().await?;
+    open.send_replace(true);
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));
-    let served = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token()).await;
+    let served = serving.await?;
     notify::stopping();
     rounds.abort();
     told.abort();

@@ -1,17 +1,35 @@
 //! From what the cluster tells to what the kernel and the name server are given.
 
+use crate::datapath::sealed::Sealed;
 use crate::datapath::tunnel::Tunnel;
 use crate::datapath::{Backend, Overlay, RemoteNode, Service};
+use crate::nearness::Nearness;
 use crate::tier::Told;
+use roble_core::ids::NodeId;
 use roble_core::overlay::block::Block;
 use roble_core::overlay::row::{NodeRow, Policy, Row};
+use roble_core::overlay::tunnel::TunnelEnd;
 use roble_daemon::home::Home;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
-/// The tables as the datapath takes them. `block`: the one from the configuration, if there is one.
-pub fn overlay(told: &Told, home: Option<&Home>, block: Option<Block>, tunnel: Option<Tunnel>) -> Overlay {
+/// This node's part in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Own<'a> {
+    /// Where it belongs, once it has joined.
+    pub home: Option<&'a Home>,
+    /// Its block, if that is from the configuration.
+    pub block: Option<Block>,
+    /// Its end of the tunnel to nodes of its cluster.
+    pub tunnel: Option<Tunnel>,
+    /// Its address, if it has an end of the encrypted tunnel.
+    pub sealed: Option<IpAddr>,
+}
+
+/// The tables as the datapath takes them.
+pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
     let plan = told.plan();
-    let node = home.map(|home| home.node);
+    let node = own.home.map(|home| home.node);
     let mut services: BTreeMap<_, _> = told
         .services()
         .map(|row| {
@@ -33,42 +51,73 @@ pub fn overlay(told: &Told, home: Option<&Home>, block: Option<Block>, tunnel: O
             (row.service, service)
         })
         .collect();
-    for row in told.instances() {
-        if let Some(service) = services.get_mut(&row.instance.service) {
-            service.backends.push(Backend {
-                number: row.instance.number,
-                v4: row.v4,
-                v6: row.v6,
-                ready: row.ready,
-                local: Some(row.node) == node,
-            });
-        }
+    for (id, service) in &mut services {
+        let rows: Vec<_> = told.instances().filter(|row| row.instance.service == *id).collect();
+        let ready: Vec<_> = rows.iter().filter(|row| row.ready).collect();
+        let nearest = nearness.nearest(*id, node, &ready.iter().map(|row| row.node).collect());
+        let idlest = nearness.idlest(&plan, &ready.iter().map(|row| row.v4).collect::<Vec<_>>());
+        let backends = rows.iter().map(|row| Backend {
+            number: row.instance.number,
+            v4: row.v4,
+            v6: row.v6,
+            ready: row.ready,
+            near: Some(row.node) == nearest,
+            idle: idlest.contains(&row.v4),
+        });
+        service.backends = backends.collect();
     }
-    let is_near = |row: &&NodeRow| home.is_some_and(|home| home.cluster == row.cluster && home.node != row.node);
-    let nodes = told.nodes().filter(is_near).filter_map(|row| {
+    let others = || told.nodes().filter(|row| Some(row.node) != node);
+    let vxlan = others().filter_map(|row| {
+        let address = way(own, row)?;
         Some(RemoteNode {
             node: row.node,
-            address: row.address?,
+            address,
             block: row.block,
         })
     });
+    let sealed = own.sealed.map(|address| {
+        let behind = others().filter(|row| row.tunnel.is_some() && way(own, row).is_none());
+        Sealed {
+            address,
+            blocks: behind.map(|row| row.block).collect(),
+        }
+    });
     Overlay {
         plan,
-        block: block.or(told.block()),
+        block: own.block.or(told.block()),
         services: services.into_values().collect(),
-        nodes: nodes.collect(),
-        tunnel,
+        nodes: vxlan.collect(),
+        tunnel: own.tunnel,
+        sealed,
     }
 }
 
+/// Where VXLAN leads to a node, if that is the way: both use it, in one cluster. Both ends decide the same.
+fn way(own: Own<'_>, row: &NodeRow) -> Option<IpAddr> {
+    let address = row.address?;
+    let is_near = own.home.is_some_and(|home| home.cluster == row.cluster);
+    let is_same_family = own
+        .tunnel
+        .is_some_and(|tunnel| tunnel.address.is_ipv4() == address.is_ipv4());
+    (is_near && is_same_family).then_some(address)
+}
+
+/// The gateway addresses of the nodes that are talked to, at which they answer echoes.
+pub fn gateways(told: &Told, home: Option<&Home>) -> BTreeMap<NodeId, Ipv4Addr> {
+    let own = home.map(|home| home.node);
+    let others = told.nodes().filter(|row| Some(row.node) != own);
+    others.map(|row| (row.node, row.block.gateway())).collect()
+}
+
 /// What this node says of itself: its block, and where its end of the tunnel is.
-pub fn says(home: &Home, block: Option<Block>, tunnel: Option<Tunnel>) -> Vec<Row> {
+pub fn says(home: &Home, block: Option<Block>, tunnel: Option<Tunnel>, end: Option<TunnelEnd>) -> Vec<Row> {
     let Some(block) = block else { return Vec::new() };
     let node = NodeRow {
         node: home.node,
         cluster: home.cluster,
         address: tunnel.map(|tunnel| tunnel.address),
         block,
+        tunnel: end,
     };
     vec![Row::Block(block), Row::Node(node)]
 }

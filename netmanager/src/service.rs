@@ -349,6 +349,7 @@ impl NetService {
             resting: state.resting(&self.now()),
             services: overlay.services.clone(),
             nodes: overlay.nodes.clone(),
+            sealed: overlay.sealed.clone(),
             tunnel: overlay.tunnel,
         };
         let result = self.datapath.set(&config).await;

@@ -49,6 +49,7 @@ fn row(rng: &mut SmallRng) -> Row {
             cluster: ClusterId(raw(6, 0)),
             address: Some([192, 0, 2, rng.random()].into()),
             block: Block::new([10, 18, 4, 0].into(), 26),
+            tunnel: None,
         }),
     }
 }

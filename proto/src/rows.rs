@@ -4,7 +4,8 @@ use crate::convert::{DecodeError, address};
 use crate::wire::{self, table_row};
 use prost::Message;
 use roble_core::overlay::plan::Plan;
-use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, Row, RowKey, ServiceRow};
+use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, RelayRow, Row, RowKey, SeenRow, ServiceRow};
+use roble_core::overlay::tunnel::{MAX_ENDPOINTS, PublicKey, TunnelEnd};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -38,6 +39,18 @@ pub fn encode_row(row: &Row) -> Vec<u8> {
             cluster: row.cluster.to_string(),
             address: row.address.map(|address| address.to_string()).unwrap_or_default(),
             block: row.block.to_string(),
+            tunnel: row.tunnel.as_ref().map(|end| wire::TunnelEnd {
+                key: end.key.0.to_vec(),
+                previous: end.previous.map(|key| key.0.to_vec()).unwrap_or_default(),
+                endpoints: end.endpoints.iter().map(ToString::to_string).collect(),
+            }),
+        }),
+        Row::Relay(row) => table_row::Row::Relay(wire::RelayRow {
+            address: row.address.to_string(),
+            key: row.key.0.to_vec(),
+        }),
+        Row::Seen(row) => table_row::Row::Seen(wire::SeenRow {
+            address: row.address.to_string(),
         }),
     };
     wire::TableRow { row: Some(row) }.encode_to_vec()
@@ -54,6 +67,26 @@ fn by_policy<A: Display>(addresses: &BTreeMap<Policy, A>) -> Vec<wire::Pair> {
 fn from_policies<A: FromStr>(pairs: &[wire::Pair]) -> Result<BTreeMap<Policy, A>, DecodeError> {
     let read = |pair: &wire::Pair| Ok((address("policy", &pair.key)?, address("address", &pair.value)?));
     pairs.iter().map(read).collect()
+}
+
+fn public_key(field: &'static str, bytes: &[u8]) -> Result<PublicKey, DecodeError> {
+    let invalid = |_| DecodeError::Invalid {
+        field,
+        value: format!("{} bytes instead of 32", bytes.len()),
+    };
+    bytes.try_into().map(PublicKey).map_err(invalid)
+}
+
+fn tunnel_end(end: wire::TunnelEnd) -> Result<TunnelEnd, DecodeError> {
+    let previous = (!end.previous.is_empty()).then(|| public_key("previous", &end.previous));
+    let endpoints = end.endpoints.iter().take(MAX_ENDPOINTS);
+    Ok(TunnelEnd {
+        key: public_key("key", &end.key)?,
+        previous: previous.transpose()?,
+        endpoints: endpoints
+            .map(|text| address("endpoints", text))
+            .collect::<Result<_, _>>()?,
+    })
 }
 
 /// Decodes the value of an item of the net branch.
@@ -104,6 +137,17 @@ pub fn decode_row(key: &str, value: &[u8]) -> Result<Row, DecodeError> {
                 .then(|| address("address", &row.address))
                 .transpose()?,
             block: address("block", &row.block)?,
+            tunnel: row.tunnel.map(tunnel_end).transpose()?,
+        }),
+        (RowKey::Relay(cluster), table_row::Row::Relay(row)) => Row::Relay(RelayRow {
+            cluster,
+            address: address("address", &row.address)?,
+            key: public_key("key", &row.key)?,
+        }),
+        (RowKey::Seen(node, relay), table_row::Row::Seen(row)) => Row::Seen(SeenRow {
+            node,
+            relay,
+            address: address("address", &row.address)?,
         }),
         _ => return Err(mismatch()),
     };
@@ -147,6 +191,21 @@ mod tests {
                 cluster: id.parse().unwrap(),
                 address: None,
                 block: Block::new([10, 18, 0, 0].into(), 26),
+                tunnel: Some(TunnelEnd {
+                    key: PublicKey([1; 32]),
+                    previous: Some(PublicKey([2; 32])),
+                    endpoints: vec![([192, 0, 2, 1], 50_103).into(), "[2001:db8::1]:1".parse().unwrap()],
+                }),
+            }),
+            Row::Relay(RelayRow {
+                cluster: id.parse().unwrap(),
+                address: ([192, 0, 2, 9], 50_104).into(),
+                key: PublicKey([3; 32]),
+            }),
+            Row::Seen(SeenRow {
+                node: id.parse().unwrap(),
+                relay: id.parse().unwrap(),
+                address: ([203, 0, 113, 1], 4096).into(),
             }),
         ];
         for row in &rows {

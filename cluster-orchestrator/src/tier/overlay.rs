@@ -2,11 +2,12 @@
 
 use super::{Act, ClusterTier, Note};
 use prost::Message;
-use roble_core::ids::{ChildId, ClusterId, InstanceId, NodeId};
+use roble_core::ids::{ChildId, InstanceId, NodeId};
 use roble_core::overlay::block::Block;
 use roble_core::overlay::blocks::{BlockRecord, Blocks, NODE_PREFIX};
-use roble_core::overlay::row::{InstanceRow, NodeRow, Row, RowKey};
+use roble_core::overlay::row::{InstanceRow, NodeRow, RelayRow, Row, RowKey, SeenRow};
 use roble_core::overlay::tables::Writer;
+use roble_core::overlay::tunnel::{PublicKey, TunnelEnd};
 use roble_core::tier::{Output, Write};
 use roble_core::time::Now;
 use roble_link::Source;
@@ -15,8 +16,8 @@ use roble_link::tables::{TableServer, TablesOutput};
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::topics::Branch;
 use roble_proto::wire;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 /// Kind of record: a row of the root, as received.
 pub(super) const ROW: &str = "row";
@@ -34,7 +35,11 @@ pub(super) struct Overlay {
     /// What net managers say they have: they keep it if it is to be had.
     claims: BTreeMap<ChildId, Block>,
     /// Where they say their tunnels are reached.
-    addresses: BTreeMap<ChildId, IpAddr>,
+    ends: BTreeMap<ChildId, (Option<IpAddr>, Option<TunnelEnd>)>,
+    /// This cluster has a relay.
+    is_relay: bool,
+    /// A node's key may have changed: the relay is to be told.
+    is_relay_due: bool,
     /// Something changed of nodes or blocks: they are to be looked at.
     pub is_due: bool,
 }
@@ -55,7 +60,9 @@ impl Overlay {
             server,
             blocks: Blocks::new(NODE_PREFIX),
             claims: BTreeMap::new(),
-            addresses: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            is_relay: false,
+            is_relay_due: false,
             is_due: true,
         }
     }
@@ -82,8 +89,21 @@ impl Overlay {
                 self.is_due = true;
             }
             (RowKey::Block(_), _) => {}
-            (key, row) => self.server.set(Writer::Parent, key, row),
+            (key, row) => {
+                self.is_relay_due |= matches!(key, RowKey::Node(_));
+                self.server.set(Writer::Parent, key, row);
+            }
         }
+    }
+
+    /// Whom the relay serves: all nodes that have a tunnel.
+    fn relayed(&self) -> Vec<(NodeId, TunnelEnd)> {
+        let rows = self.server.tables().rows();
+        rows.filter_map(|(.., row)| match row {
+            Row::Node(node) => Some((node.node, node.tunnel.clone()?)),
+            _ => None,
+        })
+        .collect()
     }
 }
 
@@ -101,7 +121,8 @@ impl ClusterTier {
         overlay.server.remove_child(child);
         overlay.server.set(Writer::Own, RowKey::Node(NodeId(child.0)), None);
         overlay.claims.remove(&child);
-        overlay.addresses.remove(&child);
+        overlay.ends.remove(&child);
+        overlay.is_relay_due = true;
         for block in overlay.blocks.release(child, now.wall) {
             let holder = None;
             out.writes.extend(block_write(block, holder, now));
@@ -146,15 +167,53 @@ impl ClusterTier {
             let blocks = overlay.blocks.of(child);
             overlay.server.set_blocks(child, blocks.clone());
             let node = NodeId(child.0);
+            let (address, tunnel) = overlay.ends.get(&child).cloned().unwrap_or_default();
             let row = blocks.first().map(|block| {
                 Row::Node(NodeRow {
                     node,
-                    cluster: ClusterId(self.config.id.0),
-                    address: overlay.addresses.get(&child).copied(),
+                    cluster: self.config.id,
+                    address,
                     block: *block,
+                    tunnel,
                 })
             });
             overlay.server.set(Writer::Own, RowKey::Node(node), row);
+        }
+        self.overlay.is_relay_due = true;
+    }
+
+    /// The relay serves: everybody is told.
+    pub(super) fn set_relay(&mut self, address: SocketAddr, key: PublicKey) {
+        let row = Row::Relay(RelayRow {
+            cluster: self.config.id,
+            address,
+            key,
+        });
+        let overlay = &mut self.overlay;
+        (overlay.is_relay, overlay.is_relay_due) = (true, true);
+        overlay.server.set(Writer::Own, row.key(), Some(row));
+    }
+
+    /// Where the relay sees nodes: those who talk to them are told.
+    pub(super) fn set_seen(&mut self, seen: &BTreeMap<NodeId, SocketAddr>) {
+        let (relay, server) = (self.config.id, &mut self.overlay.server);
+        let own = server.tables().written_by(Writer::Own).into_iter();
+        let before: BTreeSet<NodeId> = own
+            .filter_map(|key| match key {
+                RowKey::Seen(node, by) if by == relay => Some(node),
+                _ => None,
+            })
+            .collect();
+        for node in before.into_iter().filter(|node| !seen.contains_key(node)) {
+            server.set(Writer::Own, RowKey::Seen(node, relay), None);
+        }
+        for (node, address) in seen {
+            let row = Row::Seen(SeenRow {
+                node: *node,
+                relay,
+                address: *address,
+            });
+            server.set(Writer::Own, row.key(), Some(row));
         }
     }
 
@@ -166,6 +225,9 @@ impl ClusterTier {
         self.settle_tables(now, out);
         let outputs = self.overlay.uplink.flush(&Up(&self.overlay.server));
         self.handle_net_up(outputs, now, out);
+        if std::mem::take(&mut self.overlay.is_relay_due) && self.overlay.is_relay {
+            out.acts.push(Act::RelayFor(self.overlay.relayed()));
+        }
     }
 
     fn handle_tables(&mut self, output: TablesOutput, out: &mut Output<Act>) {
@@ -183,10 +245,8 @@ impl ClusterTier {
             TablesOutput::Heard(_, RowKey::Block(_), _) => {}
             TablesOutput::Heard(child, RowKey::Node(node), row) if node.0 == child.0 => {
                 match row {
-                    Some(Row::Node(NodeRow {
-                        address: Some(address), ..
-                    })) => drop(self.overlay.addresses.insert(child, address)),
-                    _ => drop(self.overlay.addresses.remove(&child)),
+                    Some(Row::Node(row)) => drop(self.overlay.ends.insert(child, (row.address, row.tunnel))),
+                    _ => drop(self.overlay.ends.remove(&child)),
                 }
                 self.overlay.is_due = true;
             }

@@ -2,12 +2,13 @@
 
 use super::block::Block;
 use super::plan::Plan;
+use super::tunnel::{PublicKey, TunnelEnd};
 use crate::ids::{ApplicationId, ClusterId, InstanceId, NodeId, OrganizationId, ParseIdError, ServiceId};
 use crate::status::{InstanceStatus, Phase};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// How a service address chooses among the instances.
@@ -160,6 +161,30 @@ pub struct NodeRow {
     pub address: Option<IpAddr>,
     /// Its endpoint addresses.
     pub block: Block,
+    /// Its end of the encrypted tunnel, if it has one.
+    pub tunnel: Option<TunnelEnd>,
+}
+
+/// Where sealed datagrams are passed on to nodes that cannot be reached directly. Written by the cluster that does it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayRow {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Where it listens, as everybody reaches it.
+    pub address: SocketAddr,
+    /// Its key: nodes prove to it who they are.
+    pub key: PublicKey,
+}
+
+/// The address from which a node's tunnel comes, as a relay sees it. Written by the relay's cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenRow {
+    /// Which node.
+    pub node: NodeId,
+    /// Whose relay sees it.
+    pub relay: ClusterId,
+    /// The address.
+    pub address: SocketAddr,
 }
 
 /// One row of a table.
@@ -176,6 +201,10 @@ pub enum Row {
     Instance(InstanceRow),
     /// A node.
     Node(NodeRow),
+    /// A relay.
+    Relay(RelayRow),
+    /// A node as a relay sees it.
+    Seen(SeenRow),
 }
 
 /// What a row is about: its key on the link and in the stores.
@@ -192,6 +221,10 @@ pub enum RowKey {
     Instance(InstanceId),
     /// A node.
     Node(NodeId),
+    /// The relay of a cluster.
+    Relay(ClusterId),
+    /// A node as the relay of a cluster sees it.
+    Seen(NodeId, ClusterId),
 }
 
 /// A text is not a [`RowKey`].
@@ -213,6 +246,8 @@ impl fmt::Display for RowKey {
             Self::Service(id) => write!(f, "s-{id}"),
             Self::Instance(id) => write!(f, "i-{id}"),
             Self::Node(id) => write!(f, "n-{id}"),
+            Self::Relay(id) => write!(f, "r-{id}"),
+            Self::Seen(node, relay) => write!(f, "e-{node}.{relay}"),
         }
     }
 }
@@ -234,6 +269,13 @@ impl FromStr for RowKey {
             "s" => rest.parse().map(Self::Service).map_err(|source| error(Some(source))),
             "i" => rest.parse().map(Self::Instance).map_err(|source| error(Some(source))),
             "n" => rest.parse().map(Self::Node).map_err(|source| error(Some(source))),
+            "r" => rest.parse().map(Self::Relay).map_err(|source| error(Some(source))),
+            "e" => {
+                let (node, relay) = rest.split_once('.').ok_or_else(|| error(None))?;
+                let node = node.parse().map_err(|source| error(Some(source)))?;
+                let relay = relay.parse().map_err(|source| error(Some(source)))?;
+                Ok(Self::Seen(node, relay))
+            }
             _ => Err(error(None)),
         }
     }
@@ -261,6 +303,8 @@ impl Row {
             Self::Service(row) => RowKey::Service(row.service),
             Self::Instance(row) => RowKey::Instance(row.instance),
             Self::Node(row) => RowKey::Node(row.node),
+            Self::Relay(row) => RowKey::Relay(row.cluster),
+            Self::Seen(row) => RowKey::Seen(row.node, row.relay),
         }
     }
 }
@@ -278,11 +322,21 @@ mod tests {
             RowKey::Service(service),
             RowKey::Instance(InstanceId { service, number: 3 }),
             RowKey::Node(NodeId(service.0)),
+            RowKey::Relay(ClusterId(service.0)),
+            RowKey::Seen(NodeId(service.0), ClusterId(service.0)),
         ];
         for key in keys {
             assert_eq!(key.to_string().parse::<RowKey>().unwrap(), key);
         }
-        for bad in ["", "x-1", "s-", "i-0123456789abcdef01234567", "b-10.18.0", "p-"] {
+        for bad in [
+            "",
+            "x-1",
+            "s-",
+            "i-0123456789abcdef01234567",
+            "b-10.18.0",
+            "p-",
+            "e-0123456789abcdef01234567",
+        ] {
             assert!(bad.parse::<RowKey>().is_err(), "{bad}");
         }
         for policy in [

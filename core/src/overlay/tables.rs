@@ -2,10 +2,11 @@
 //! cluster have the same; only where rows come from differs.
 //!
 //! A child is told of the applications that it was given something of: their services and instances, the nodes that these
-//! are on, and the plan. Rows that a child itself wrote are not told back to it.
+//! are on, and the plan. All are told of relays; a child that has one is told of every node, as it must know them. Rows that
+//! a child itself wrote are not told back to it.
 
 use super::row::{Row, RowKey};
-use crate::ids::{ApplicationId, ChildId, NodeId};
+use crate::ids::{ApplicationId, ChildId, ClusterId, NodeId, RawId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who wrote a row.
@@ -68,8 +69,28 @@ impl Tables {
         }
         self.touch(key);
         for node in nodes {
-            self.touch(RowKey::Node(node));
+            for key in self.keys_of_node(node) {
+                self.touch(key);
+            }
         }
+        if let (RowKey::Relay(_), Writer::Child(child)) = (key, writer) {
+            let nodes: Vec<RowKey> = self
+                .rows
+                .keys()
+                .copied()
+                .filter(|key| matches!(key, RowKey::Node(_)))
+                .collect();
+            for key in nodes {
+                self.refresh(child, key);
+            }
+        }
+    }
+
+    /// Keys of what is told together with a node's row, and of that.
+    fn keys_of_node(&self, node: NodeId) -> Vec<RowKey> {
+        let seen = RowKey::Seen(node, ClusterId(RawId::MIN))..=RowKey::Seen(node, ClusterId(RawId::MAX));
+        let seen = self.rows.range(seen).map(|(key, _)| *key);
+        [RowKey::Node(node)].into_iter().chain(seen).collect()
     }
 
     fn unlink(&mut self, key: RowKey) {
@@ -122,11 +143,14 @@ impl Tables {
         self.rows.iter().filter_map(own).collect()
     }
 
-    /// A child is there, and is told of the plan; repeating it changes nothing.
+    /// A child is there, and is told what all are told; repeating it changes nothing.
     pub fn add_child(&mut self, child: ChildId) {
         if !self.readers.contains_key(&child) {
             self.readers.insert(child, Reader::default());
-            self.refresh(child, RowKey::Plan);
+            let keys: Vec<RowKey> = self.rows.keys().copied().collect();
+            for key in keys {
+                self.refresh(child, key);
+            }
         }
     }
 
@@ -172,7 +196,9 @@ impl Tables {
         for key in keys {
             self.refresh(child, key);
             if let Some(node) = self.row(key).and_then(node_of) {
-                self.refresh(child, RowKey::Node(node));
+                for key in self.keys_of_node(node) {
+                    self.refresh(child, key);
+                }
             }
         }
     }
@@ -182,23 +208,29 @@ impl Tables {
         let (writer, row) = self.rows.get(&key)?;
         let reader = self.readers.get(&child)?;
         let is_wanted = |row: &Row| application_of(row).is_some_and(|application| reader.wants.contains(&application));
+        let is_talked_to = |node: NodeId| {
+            let mut instances = self.on_node.get(&node).into_iter().flatten();
+            instances.any(|key| self.row(*key).is_some_and(is_wanted))
+        };
         let is_told = match row {
-            Row::Plan(_) => true,
+            Row::Plan(_) | Row::Relay(_) => true,
             Row::Block(_) => false,
             Row::Service(_) | Row::Instance(_) => is_wanted(row),
-            Row::Node(node) => {
-                let mut instances = self.on_node.get(&node.node).into_iter().flatten();
-                instances.any(|key| self.row(*key).is_some_and(is_wanted))
-            }
+            Row::Node(node) => is_talked_to(node.node) || self.is_relay(child),
+            Row::Seen(seen) => is_talked_to(seen.node),
         };
         (is_told && *writer != Writer::Child(child)).then_some(row)
     }
 
-    /// What the parent is told of a row: nodes, unless it wrote them. Of instances it hears by their statuses.
+    /// Whether a child passes on sealed datagrams.
+    fn is_relay(&self, child: ChildId) -> bool {
+        self.writer(RowKey::Relay(ClusterId(child.0))) == Some(Writer::Child(child))
+    }
+
+    /// What the parent is told of a row: nodes and relays, unless it wrote them. Of instances it hears by their statuses.
     pub fn row_up(&self, key: RowKey) -> Option<&Row> {
         let (writer, row) = self.rows.get(&key)?;
-        let is_told = matches!(row, Row::Node(_)) && *writer != Writer::Parent;
-        is_told.then_some(row)
+        (goes_up(row.key()) && *writer != Writer::Parent).then_some(row)
     }
 
     /// What is to be passed on since the last call.
@@ -211,7 +243,7 @@ impl Tables {
         for child in children {
             self.refresh(child, key);
         }
-        if matches!(key, RowKey::Node(_)) {
+        if goes_up(key) {
             self.changes.insert(Change::TellParent(key));
         }
     }
@@ -233,11 +265,15 @@ impl Tables {
     }
 }
 
+const fn goes_up(key: RowKey) -> bool {
+    matches!(key, RowKey::Node(_) | RowKey::Relay(_) | RowKey::Seen(..))
+}
+
 const fn application_of(row: &Row) -> Option<ApplicationId> {
     match row {
         Row::Service(row) => Some(row.application),
         Row::Instance(row) => Some(row.application),
-        Row::Plan(_) | Row::Block(_) | Row::Node(_) => None,
+        Row::Plan(_) | Row::Block(_) | Row::Node(_) | Row::Relay(_) | Row::Seen(_) => None,
     }
 }
 

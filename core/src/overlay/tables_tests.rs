@@ -1,6 +1,7 @@
 use super::super::block::Block;
 use super::super::plan::Plan;
-use super::super::row::{InstanceRow, NodeRow, ServiceRow};
+use super::super::row::{InstanceRow, NodeRow, RelayRow, SeenRow, ServiceRow};
+use super::super::tunnel::PublicKey;
 use super::*;
 use crate::ids::{ClusterId, InstanceId, OrganizationId, RawId, ServiceId};
 use proptest::prelude::*;
@@ -40,6 +41,23 @@ fn node(number: u8) -> Row {
         cluster: ClusterId(raw(5, 0)),
         address: Some([192, 0, 2, number].into()),
         block: Block::new([10, 18, number, 0].into(), 26),
+        tunnel: None,
+    })
+}
+
+fn relay(of: u8) -> Row {
+    Row::Relay(RelayRow {
+        cluster: ClusterId(raw(6, of)),
+        address: ([192, 0, 2, of], 50_104).into(),
+        key: PublicKey([of; 32]),
+    })
+}
+
+fn seen(number: u8, by: u8) -> Row {
+    Row::Seen(SeenRow {
+        node: NodeId(raw(4, number)),
+        relay: ClusterId(raw(6, by)),
+        address: ([203, 0, 113, number], 4096).into(),
     })
 }
 
@@ -107,8 +125,28 @@ fn nodes_go_up_unless_they_came_from_above_and_nothing_goes_back_to_its_writer()
     assert!(tables.row(row.key()).is_none());
 }
 
+#[test]
+fn a_relay_is_told_to_all_and_is_told_of_all_nodes() {
+    let mut tables = Tables::default();
+    tables.add_child(child(0));
+    tables.add_child(child(1));
+    for row in [node(0), node(1), instance(0, 0, 0, true)] {
+        tables.set(Writer::Own, row.key(), Some(row));
+    }
+    tables.set_want(child(1), ApplicationId(raw(3, 0)), true);
+    assert_eq!(told(&tables, child(0)), BTreeSet::new());
+    for row in [relay(0), seen(0, 0), seen(1, 0)] {
+        tables.set(Writer::Child(child(0)), row.key(), Some(row));
+    }
+    assert_eq!(told(&tables, child(0)), BTreeSet::from([node(0).key(), node(1).key()]));
+    let expected = [instance(0, 0, 0, true), node(0), relay(0), seen(0, 0)].map(|row| row.key());
+    assert_eq!(told(&tables, child(1)), BTreeSet::from(expected));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
+    Relay(u8, bool),
+    Seen(u8, u8, bool),
     Service(u8, bool),
     Instance(u8, u32, u8, bool, bool),
     Node(u8, bool),
@@ -122,6 +160,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0..6_u8, 0..2_u32, 0..3_u8, any::<bool>(), any::<bool>())
             .prop_map(|(number, copy, node, ready, is_there)| Step::Instance(number, copy, node, ready, is_there)),
         (0..3_u8, any::<bool>()).prop_map(|(number, is_there)| Step::Node(number, is_there)),
+        (0..2_u8, any::<bool>()).prop_map(|(of, is_there)| Step::Relay(of, is_there)),
+        (0..3_u8, 0..2_u8, any::<bool>()).prop_map(|(number, by, is_there)| Step::Seen(number, by, is_there)),
         (0..2_u8, 0..3_u8, any::<bool>()).prop_map(|(child, app, is_wanted)| Step::Want(child, app, is_wanted)),
         (0..2_u8).prop_map(Step::Remove),
     ]
@@ -148,6 +188,14 @@ proptest! {
                 Step::Node(number, is_there) => {
                     let row = node(number);
                     tables.set(Writer::Own, row.key(), is_there.then_some(row));
+                }
+                Step::Relay(of, is_there) => {
+                    let row = relay(of);
+                    tables.set(Writer::Child(child(of)), row.key(), is_there.then_some(row));
+                }
+                Step::Seen(number, by, is_there) => {
+                    let row = seen(number, by);
+                    tables.set(Writer::Child(child(by)), row.key(), is_there.then_some(row));
                 }
                 Step::Want(to, app, is_wanted) => {
                     followers.entry(child(to)).or_default();

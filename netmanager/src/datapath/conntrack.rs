@@ -3,7 +3,7 @@
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
@@ -69,6 +69,19 @@ pub fn translated() -> io::Result<BTreeSet<(IpAddr, IpAddr)>> {
     let tracked = [dump(AF_INET)?, dump(AF_INET6)?].into_iter().flatten();
     let pairs = tracked.map(|flow| (flow.to, flow.answered_by));
     Ok(pairs.filter(|(to, by)| to != by).collect())
+}
+
+/// Flows to each IPv4 destination whose address was translated from one in `from`, by where they are answered.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn count(is_from: impl Fn(IpAddr) -> bool) -> io::Result<BTreeMap<IpAddr, u32>> {
+    let mut counts = BTreeMap::new();
+    let flows = [dump(AF_INET)?, dump(AF_INET6)?].into_iter().flatten();
+    for flow in flows.filter(|flow| flow.to != flow.answered_by && is_from(flow.to)) {
+        *counts.entry(flow.answered_by).or_default() += 1;
+    }
+    Ok(counts)
 }
 
 fn open() -> io::Result<Socket> {

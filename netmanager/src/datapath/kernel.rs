@@ -6,6 +6,7 @@ use super::conntrack::{self, Flows};
 use super::link::{self, Common, Link};
 use super::netns::{Connection, Netns};
 use super::ruleset::{self, Ruleset};
+use super::sealed::{self, Sealed};
 use super::sysctl::{self, Forwarding, Opened};
 use super::tunnel;
 use super::{
@@ -38,6 +39,7 @@ pub struct KernelDatapath {
 struct Seen {
     links: BTreeMap<String, SeenLink>,
     tunnel: Option<SeenTunnel>,
+    sealed: Option<SeenSealed>,
     forgotten: BTreeSet<Ipv4Addr>,
     udp_ports: BTreeSet<u16>,
     /// Which backends stand behind each address of a service; `None` before the first time.
@@ -65,6 +67,12 @@ struct SeenTunnel {
     tunnel: tunnel::Tunnel,
     nodes: Vec<super::RemoteNode>,
     common: Common,
+    index: u32,
+    at: Instant,
+}
+
+struct SeenSealed {
+    sealed: Sealed,
     index: u32,
     at: Instant,
 }
@@ -119,7 +127,8 @@ impl Datapath for KernelDatapath {
         let node = Connection::open()?;
         let mut links = our_links(&node).await?;
         for (name, link) in &links {
-            let is_tunnel = name == tunnel::LINK && config.tunnel.is_some();
+            let is_tunnel =
+                (name == tunnel::LINK && config.tunnel.is_some()) || (name == sealed::LINK && config.sealed.is_some());
             if !is_tunnel && !endpoints.iter().any(|endpoint| endpoint.link.as_str() == name) {
                 link::remove(&node.handle, link).await?;
                 failpoint!("net.set.link-removed");
@@ -136,9 +145,18 @@ impl Datapath for KernelDatapath {
             Some(tunnel) => tunnel::underlay_mtu(&node.handle, tunnel.address).await,
         };
         let through = |underlay| config.tunnel.map_or(underlay, |tunnel| tunnel.mtu(underlay));
+        let vxlan = through(*underlay.as_ref().unwrap_or(&DEFAULT_MTU));
+        let sealed_mtu = match &config.sealed {
+            None => vxlan,
+            // Whoever seals finds out what is narrower on the way.
+            Some(sealed) => {
+                let underlay = tunnel::underlay_mtu(&node.handle, sealed.address).await;
+                underlay.unwrap_or(DEFAULT_MTU).saturating_sub(sealed::OVERHEAD)
+            }
+        };
         let common = Common {
             gateways: both(config.range.gateway()),
-            mtu: through(*underlay.as_ref().unwrap_or(&DEFAULT_MTU)),
+            mtu: vxlan.min(sealed_mtu),
         };
         let device = links.get(tunnel::LINK);
         let tunnel_result = match underlay {
@@ -147,6 +165,13 @@ impl Datapath for KernelDatapath {
         };
         failures.extend(tunnel_result.err().map(|error| EndpointFailure {
             link: LinkName::tunnel(),
+            error,
+        }));
+        let sealed_result = seen
+            .ensure_sealed(&node, config, links.get(sealed::LINK), sealed_mtu)
+            .await;
+        failures.extend(sealed_result.err().map(|error| EndpointFailure {
+            link: LinkName::sealed(),
             error,
         }));
         for (endpoint, netns) in &present {
@@ -322,6 +347,35 @@ impl Seen {
             nodes: config.nodes.clone(),
             common: common.clone(),
             index,
+            at: Instant::now(),
+        });
+        Ok(())
+    }
+
+    /// Brings the way into the encrypted tunnel to what it shall be, unless it was found so lately.
+    async fn ensure_sealed(
+        &mut self,
+        node: &Connection,
+        config: &DatapathConfig,
+        device: Option<&Link>,
+        mtu: u32,
+    ) -> Result<(), DatapathError> {
+        let known = self.sealed.take();
+        let Some(sealed) = &config.sealed else { return Ok(()) };
+        let device = device.ok_or(DatapathError::NoDevice)?;
+        let is_settled = |known: &SeenSealed| {
+            let same = known.sealed == *sealed && known.index == device.index;
+            same && device.up && device.mtu == mtu && known.at.elapsed() < TRUST
+        };
+        if let Some(known) = known.filter(is_settled) {
+            self.sealed = Some(known);
+            return Ok(());
+        }
+        sealed::ensure(&node.handle, sealed, config, device, sysctl::has_v6(), mtu).await?;
+        failpoint!("net.set.sealed");
+        self.sealed = Some(SeenSealed {
+            sealed: sealed.clone(),
+            index: device.index,
             at: Instant::now(),
         });
         Ok(())

@@ -25,6 +25,13 @@ pub enum To {
         /// On the link.
         gateway: IpAddr,
     },
+    /// A network, into a device that needs no gateway.
+    Device {
+        /// Its first address.
+        network: IpAddr,
+        /// Leading bits that its addresses have in common.
+        prefix: u8,
+    },
 }
 
 /// Makes a request's failure one of the datapath's, with what was tried.
@@ -124,6 +131,15 @@ fn route(index: u32, to: To) -> RouteMessage {
         } => {
             let route = route.destination_prefix(network, prefix).expect(fits);
             route.gateway(gateway).expect(fits).onlink().build()
+        }
+        To::Device { network, prefix } => {
+            let route = route.destination_prefix(network, prefix).expect(fits);
+            if network.is_ipv4() {
+                route.scope(RouteScope::Link)
+            } else {
+                route
+            }
+            .build()
         }
     }
 }

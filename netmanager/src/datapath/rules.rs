@@ -105,8 +105,8 @@ fn leave(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint], 
     let forward = [
         format!("iifname {ours} oifname {ours} goto {}", isolation::ENTRY),
         format!(
-            "iifname \"{}\" counter drop comment \"from a tunnel to elsewhere\"",
-            super::tunnel::LINK
+            "iifname {} counter drop comment \"from a tunnel to elsewhere\"",
+            tunnels::devices()
         ),
         format!("iifname {ours} goto leave"),
         format!("oifname {ours} ct state established,related accept"),

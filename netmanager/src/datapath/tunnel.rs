@@ -137,7 +137,7 @@ pub async fn ensure(
     Ok(index)
 }
 
-fn both(plan: &Plan, v4: Ipv4Addr, has_v6: bool) -> impl Iterator<Item = IpAddr> + use<> {
+pub(super) fn both(plan: &Plan, v4: Ipv4Addr, has_v6: bool) -> impl Iterator<Item = IpAddr> + use<> {
     let v6 = has_v6.then(|| plan.endpoint_v6(v4).into());
     [v4.into()].into_iter().chain(v6)
 }
@@ -222,26 +222,7 @@ async fn remove_others(
     gateways: &BTreeSet<IpAddr>,
     stations: &BTreeSet<Vec<u8>>,
 ) -> Result<(), DatapathError> {
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut all = RouteMessage::default();
-        all.header.address_family = family;
-        let routes: Vec<RouteMessage> = node
-            .route()
-            .get(all)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list routes"))?;
-        for route in routes {
-            if is_over(&route, index) && !destination(&route).is_some_and(|to| networks.contains(&to)) {
-                node.route()
-                    .del(route)
-                    .execute()
-                    .await
-                    .map_err(failed("remove route of a tunnel"))?;
-            }
-        }
-    }
+    remove_routes(node, index, networks).await?;
     for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
         let request = node.neighbours().get().set_address_family(family).execute();
         let entries: Vec<NeighbourMessage> = request.try_collect().await.map_err(failed("list neighbours"))?;
@@ -261,6 +242,38 @@ async fn remove_others(
             if is_ours && !is_wanted {
                 let removed = node.neighbours().del(entry).execute().await;
                 removed.map_err(failed("remove neighbour of a tunnel"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes routes over a device but those to `networks`.
+///
+/// # Errors
+/// [`DatapathError::Netlink`].
+pub(super) async fn remove_routes(
+    node: &Handle,
+    index: u32,
+    networks: &BTreeSet<(IpAddr, u8)>,
+) -> Result<(), DatapathError> {
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut all = RouteMessage::default();
+        all.header.address_family = family;
+        let routes: Vec<RouteMessage> = node
+            .route()
+            .get(all)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("list routes"))?;
+        for route in routes {
+            if is_over(&route, index) && !destination(&route).is_some_and(|to| networks.contains(&to)) {
+                node.route()
+                    .del(route)
+                    .execute()
+                    .await
+                    .map_err(failed("remove route of a tunnel"))?;
             }
         }
     }

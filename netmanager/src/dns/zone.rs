@@ -69,7 +69,7 @@ impl Zone {
             match row {
                 Row::Service(row) => zone.add_service(row.clone()),
                 Row::Instance(row) => instances.push(row),
-                Row::Plan(_) | Row::Block(_) | Row::Node(_) => {}
+                Row::Plan(_) | Row::Block(_) | Row::Node(_) | Row::Relay(_) | Row::Seen(_) => {}
             }
         }
         for row in instances {

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -261,7 +261,8 @@ impl Site {
                 v4: container.v4,
                 v6: self.plan.endpoint_v6(container.v4),
                 ready: ready.contains(&copy),
-                local: container.node == node,
+                near: container.node == node,
+                idle: container.node == node,
             };
             let of_application = |(_, container): &(usize, &Container)| container.application == Some(*application);
             let backends = self.containers.iter().enumerate().filter(of_application).map(backend);
@@ -294,6 +295,7 @@ impl Site {
                     block: block(index),
                 })
                 .collect(),
+            sealed: None,
             tunnel: (self.nodes.len() > 1).then(|| Tunnel {
                 address: address(node),
                 kind: TunnelKind::Vxlan {
@@ -410,11 +412,14 @@ impl Site {
         })
     }
 
-    /// A UDP socket of a container that talks to one address.
+    /// A UDP socket of a container that talks to one address, from a port that none before it had: a port met again would
+    /// belong to a flow that the kernel still tracks.
     pub fn udp_socket(&self, from: &str, address: IpAddr) -> UdpSocket {
+        static NEXT: AtomicU16 = AtomicU16::new(10_000);
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
         inside(&self.name(from), move || {
             let any = if address.is_ipv4() { "0.0.0.0" } else { "::" };
-            let socket = UdpSocket::bind((any, 0)).unwrap();
+            let socket = UdpSocket::bind((any, port)).unwrap();
             socket.connect((address, PORT)).unwrap();
             socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
             socket

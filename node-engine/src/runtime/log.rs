@@ -32,18 +32,30 @@ pub(crate) fn rotate(log: &Path, old: &Path, limit: u64) -> io::Result<bool> {
         return Ok(false);
     }
     let mut from = File::options().read(true).write(true).open(log)?;
-    from.seek(SeekFrom::Start(length - limit))?;
     let fresh = old.with_extension("new");
+    let copied = copy_tail(&mut from, limit, &fresh)?;
+    from.set_len(0)?;
+    // A busy writer has added to it while it was copied.
+    if copied > limit {
+        let kept = old.with_extension("kept");
+        copy_tail(&mut File::open(&fresh)?, limit, &kept)?;
+        std::fs::rename(kept, &fresh)?;
+    }
+    std::fs::rename(&fresh, old)?;
+    Ok(true)
+}
+
+/// Copies the last `limit` bytes of `from`, and what is added meanwhile, to a file at `to`. Returns how many that were.
+fn copy_tail(from: &mut File, limit: u64, to: &Path) -> io::Result<u64> {
+    let length = from.metadata()?.len();
+    from.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
     let mut to = File::options()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(&fresh)?;
-    io::copy(&mut from, &mut to)?;
-    from.set_len(0)?;
-    std::fs::rename(&fresh, old)?;
-    Ok(true)
+        .open(to)?;
+    io::copy(from, &mut to)
 }
 
 /// A place in a log of two files, `old` before `log`. Rotation must not happen during a call.
@@ -190,6 +202,24 @@ mod tests {
                 assert_eq!(read, tail, "{text:?} {lines} cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn a_busy_writer_does_not_make_the_old_log_longer() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (log, old) = (folder.path().join("log"), folder.path().join("log.1"));
+        let mut writer = File::options().append(true).create(true).open(&log).expect("log");
+        std::thread::scope(|scope| {
+            let writing =
+                scope.spawn(move || (0..20_000).for_each(|_| writer.write_all(&[b'x'; 4096]).expect("write")));
+            let mut rotations = 0;
+            while !writing.is_finished() || rotations == 0 {
+                if rotate(&log, &old, 64 << 10).expect("rotate") {
+                    rotations += 1;
+                    assert_eq!(std::fs::metadata(&old).expect("old").len(), 64 << 10);
+                }
+            }
+        });
     }
 
     #[test]

@@ -355,6 +355,9 @@ impl RootTier {
                     .set(Writer::Child(child), key, Some(Row::Node(node)));
                 self.give_blocks(child, now, out);
             }
+            (RowKey::Relay(relay) | RowKey::Seen(_, relay), row) if relay.0 == child.0 => {
+                self.overlay.server.set(Writer::Child(child), key, row);
+            }
             _ => out.acts.push(Act::Violation(format!(
                 "cluster {child}: row {key} is not a cluster's to write"
             ))),

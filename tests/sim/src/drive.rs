@@ -259,7 +259,10 @@ impl World {
                 self.violate("identity", format!("{node} was taken for a clone"));
             }
             cluster::Act::Note(note) => self.log.detail(self.t, || format!("{who:?}: {note:?}")),
-            cluster::Act::Answer(..) | cluster::Act::ExpectStream(_) | cluster::Act::Connected(_) => {}
+            cluster::Act::Answer(..)
+            | cluster::Act::ExpectStream(_)
+            | cluster::Act::Connected(_)
+            | cluster::Act::RelayFor(_) => {}
         }
     }
 

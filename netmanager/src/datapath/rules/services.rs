@@ -2,12 +2,9 @@
 //!
 //! Only the first packet of a flow comes here; connection tracking remembers what was chosen. The entry looks up caller and
 //! address together and goes to a chain of that caller and that service, whose counters nobody else moves: turns are exact
-//! for each caller, and for TCP, UDP and all else separately. There is one such chain for round robin and one for what is
-//! chosen by nearness. Backends are in maps of the service, which its callers share: a map for each rule would make the kernel
+//! for each caller, and for TCP, UDP and all else separately. There is one such chain for each policy: among all, among the
+//! near, among the idle. Backends are in maps of the service, which its callers share: a map for each rule would make the kernel
 //! take a minute for a thousand chains. Addresses of single instances need no turns: one map per application.
-//!
-//! Closest and least used are not measured yet: both take turns among the ready backends of this node, or among all if it
-//! has none.
 
 use super::ours;
 use crate::datapath::ruleset::Ruleset;
@@ -82,16 +79,16 @@ fn turns(rules: &mut Ruleset, service: &Service, caller: Ipv4Addr, caller6: IpAd
     if ready.is_empty() {
         return;
     }
-    let local: Vec<&Backend> = ready.iter().copied().filter(|backend| backend.local).collect();
-    let near = if local.is_empty() { &ready } else { &local };
-    for (policies, kind, backends) in [
-        (&[Policy::RoundRobin][..], "turn", &ready),
-        (&[Policy::Closest, Policy::LeastUsed], "near", near),
+    let those = |is_meant: fn(&Backend) -> bool| -> Vec<&Backend> {
+        let meant: Vec<&Backend> = ready.iter().copied().filter(|backend| is_meant(backend)).collect();
+        if meant.is_empty() { ready.clone() } else { meant }
+    };
+    for (policy, kind, backends) in [
+        (Policy::RoundRobin, "turn", those(|_| true)),
+        (Policy::Closest, "near", those(|backend| backend.near)),
+        (Policy::LeastUsed, "idle", those(|backend| backend.idle)),
     ] {
-        let addresses: Vec<_> = policies
-            .iter()
-            .flat_map(|policy| service.addresses_of(*policy))
-            .collect();
+        let addresses: Vec<_> = service.addresses_of(policy).collect();
         if addresses.is_empty() {
             continue;
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::datapath::sealed::Sealed;
 use crate::datapath::tunnel::{Tunnel, TunnelKind};
 use crate::datapath::{Backend, LinkName, RemoteNode, Service};
 use roble_core::ids::{ApplicationId, InstanceId, NodeId, OrganizationId, RawId, ServiceId};
@@ -54,7 +55,8 @@ fn service(number: u8, ready: [bool; 3]) -> Service {
             v4: v4.into(),
             v6: plan.endpoint_v6(v4.into()),
             ready,
-            local: v4[2] == 0,
+            near: v4[2] == 0,
+            idle: v4[2] == 0,
         }
     });
     Service {
@@ -76,6 +78,10 @@ fn config() -> DatapathConfig {
         ],
         resting: BTreeSet::new(),
         services: vec![service(1, [true, true, true]), service(2, [false, true, false])],
+        sealed: Some(Sealed {
+            address: [192, 0, 2, 1].into(),
+            blocks: vec!["10.19.0.0/26".parse().unwrap()],
+        }),
         nodes: vec![RemoteNode {
             node: NodeId(raw(4, 1)),
             address: [192, 0, 2, 2].into(),

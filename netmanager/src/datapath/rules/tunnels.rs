@@ -1,10 +1,11 @@
 //! What a tunnel may bring: from each node what its block has sent, and for our own block only.
 //!
 //! VXLAN shows who sent a datagram on the outside only, so that is where the inner source is looked at, in bytes: 8 of UDP,
-//! 8 of VXLAN, 14 of Ethernet, then IP.
+//! 8 of VXLAN, 14 of Ethernet, then IP. The encrypted tunnel looks at it itself.
 
 use crate::datapath::DatapathConfig;
 use crate::datapath::ruleset::Ruleset;
+use crate::datapath::sealed;
 use crate::datapath::tunnel::{LINK, TunnelKind};
 use roble_core::overlay::block::Block;
 use std::net::IpAddr;
@@ -14,8 +15,37 @@ const INNER_TYPE: u32 = (8 + 8 + 12) * 8;
 const INNER_IP: u32 = (8 + 8 + 14) * 8;
 
 pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig) {
-    let Some(tunnel) = &config.tunnel else { return };
-    let TunnelKind::Vxlan { port, .. } = tunnel.kind;
+    if config.tunnel.is_none() && config.sealed.is_none() {
+        return;
+    }
+    let mut lines = Vec::new();
+    if let Some(tunnel) = &config.tunnel {
+        let TunnelKind::Vxlan { port, .. } = tunnel.kind;
+        lines = vxlan(rules, config, port);
+    }
+    let (gateway, gateway6) = (config.range.gateway(), config.plan.endpoint_v6(config.range.gateway()));
+    lines.extend([
+        format!("iifname {} ct state established,related accept", devices()),
+        format!("iifname {} icmp type echo-request ip daddr {gateway} accept", devices()),
+        format!(
+            "iifname {} icmpv6 type echo-request ip6 daddr {gateway6} accept",
+            devices()
+        ),
+        format!(
+            "iifname {} counter drop comment \"from a tunnel to this node itself\"",
+            devices()
+        ),
+    ]);
+    rules.base_chain("tunnel", "filter hook input priority filter", lines);
+}
+
+/// `{ "rbl-vx", "rbl-wg" }`: all devices of tunnels.
+pub(super) fn devices() -> String {
+    format!("{{ \"{LINK}\", \"{}\" }}", sealed::LINK)
+}
+
+/// Datagrams of VXLAN.
+fn vxlan(rules: &mut Ruleset, config: &DatapathConfig, port: u16) -> Vec<String> {
     rules.map("peers4", "ipv4_addr : verdict");
     rules.map("peers6", "ipv6_addr : verdict");
     for node in config.peers() {
@@ -26,14 +56,11 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig) {
         rules.insert(map, node.address.to_string(), format!("goto {chain}"));
         rules.chain(&chain, from_block(config, node.block));
     }
-    let tunnel = [
+    vec![
         format!("udp dport {port} ip saddr vmap @peers4"),
         format!("udp dport {port} ip6 saddr vmap @peers6"),
         format!("udp dport {port} counter drop comment \"not from a node\""),
-        format!("iifname \"{LINK}\" ct state established,related accept"),
-        format!("iifname \"{LINK}\" counter drop comment \"from a tunnel to this node itself\""),
-    ];
-    rules.base_chain("tunnel", "filter hook input priority filter", tunnel);
+    ]
 }
 
 fn from_block(config: &DatapathConfig, block: Block) -> [String; 3] {
@@ -53,14 +80,15 @@ fn from_block(config: &DatapathConfig, block: Block) -> [String; 3] {
 
 /// What leaves a tunnel is for our block; the rest of the guard is about containers.
 pub(super) fn guard(config: &DatapathConfig) -> Vec<String> {
-    if config.tunnel.is_none() {
+    if config.tunnel.is_none() && config.sealed.is_none() {
         return Vec::new();
     }
     let (plan, range) = (&config.plan, &config.range);
     let range6 = format!("{}/{}", plan.endpoint_v6(range.network()), 96 + range.prefix());
+    let devices = devices();
     vec![
-        format!("iifname \"{LINK}\" ip daddr {range} accept"),
-        format!("iifname \"{LINK}\" ip6 daddr {range6} accept"),
-        format!("iifname \"{LINK}\" counter drop comment \"not for this node\""),
+        format!("iifname {devices} ip daddr {range} accept"),
+        format!("iifname {devices} ip6 daddr {range6} accept"),
+        format!("iifname {devices} counter drop comment \"not for this node\""),
     ]
 }
