@@ -289,7 +289,7 @@ impl ChildEnd {
             out.push(ChildOutput::Send(self.outbox.frame(Body::Hello(hello))));
             self.next_at = now.boot.plus(Backoff::RECONNECT.delay_ms(self.hellos, rng));
             self.hellos = self.hellos.saturating_add(1);
-            if self.hellos % HELLOS_IN_VAIN == 0 {
+            if self.hellos.is_multiple_of(HELLOS_IN_VAIN) {
                 out.push(ChildOutput::Connected(false));
             }
         }

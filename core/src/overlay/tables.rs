@@ -7,6 +7,7 @@
 
 use super::row::{Row, RowKey};
 use crate::ids::{ApplicationId, ChildId, ClusterId, NodeId, RawId};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who wrote a row.
@@ -145,8 +146,8 @@ impl Tables {
 
     /// A child is there, and is told what all are told; repeating it changes nothing.
     pub fn add_child(&mut self, child: ChildId) {
-        if !self.readers.contains_key(&child) {
-            self.readers.insert(child, Reader::default());
+        if let Entry::Vacant(place) = self.readers.entry(child) {
+            place.insert(Reader::default());
             let keys: Vec<RowKey> = self.rows.keys().copied().collect();
             for key in keys {
                 self.refresh(child, key);

@@ -75,11 +75,12 @@ impl Overlay {
 
     /// Takes up the addresses of a stored service. `false` if one of them is another's, or of no range any more.
     pub fn restore_service(&mut self, service: &Service) -> bool {
-        let claims = service.addresses.iter().map(|(policy, address)| {
+        let mut is_whole = true;
+        for (policy, address) in &service.addresses {
             let number = self.number(*address);
-            number.is_some_and(|number| self.services.claim(number, (service.id, *policy)))
-        });
-        claims.fold(true, |all, one| all && one)
+            is_whole &= number.is_some_and(|number| self.services.claim(number, (service.id, *policy)));
+        }
+        is_whole
     }
 
     /// Tells of a service.
