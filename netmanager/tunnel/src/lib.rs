@@ -4,18 +4,20 @@
 //! `roble-net` through [`Launch`] and [`Client`], and outlives it. docs/tunnel.md has the life of a packet.
 //!
 //! - Control: [`types`] (what is wanted, what is), [`uapi`] (as text), [`client`], [`control`] (the worker's end).
-//! - Protocol, without I/O or clocks: [`noise`] (handshake), [`replay`], [`routes`].
+//! - Protocol, without I/O or clocks: [`core`] (peers, paths, timers), [`noise`] (handshake), [`session`], [`replay`], [`routes`].
 //!
 //! Invariants: whatever arrives is counted and harmless; a packet is accepted from the owner of its source address alone;
 //! no allocation per packet; every queue is bounded; a repeated `set` changes nothing.
 
 pub mod client;
 pub mod control;
+pub mod core;
 pub mod counters;
 pub mod key;
 pub mod noise;
 pub mod replay;
 pub mod routes;
+pub mod session;
 pub mod types;
 pub mod uapi;
 
