@@ -1,0 +1,3 @@
+//! `roble-tunnel`: see the library's documentation.
+
+fn main() {}
