@@ -264,6 +264,16 @@ impl Core {
             .is_some_and(|(ours, theirs)| ours.public() < theirs.public_key)
     }
 
+    /// The number of the peer of a key, be it its newest or the one before.
+    pub fn peer(&self, key: &PublicKey) -> Option<PeerId> {
+        self.by_key.get(key).copied()
+    }
+
+    /// Where a peer is.
+    pub fn endpoint(&self, peer: PeerId) -> Option<SocketAddr> {
+        self.peers.get(&peer)?.paths.current()
+    }
+
     /// Sets how large inner packets to `to` may be.
     pub fn set_path_mtu(&mut self, to: SocketAddr, mtu: u16) {
         for peer in self.peers.values_mut().filter(|peer| peer.paths.current() == Some(to)) {

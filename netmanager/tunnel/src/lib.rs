@@ -5,6 +5,7 @@
 //!
 //! - Control: [`types`] (what is wanted, what is), [`uapi`] (as text), [`client`], [`control`] (the worker's end).
 //! - Protocol, without I/O or clocks: [`core`] (peers, paths, timers), [`noise`] (handshake), [`session`], [`replay`], [`routes`].
+//! - [`relay`]: what a cluster runs for nodes that cannot reach each other.
 //!
 //! Invariants: whatever arrives is counted and harmless; a packet is accepted from the owner of its source address alone;
 //! no allocation per packet; every queue is bounded; a repeated `set` changes nothing.
@@ -15,6 +16,7 @@ pub mod core;
 pub mod counters;
 pub mod key;
 pub mod noise;
+pub mod relay;
 pub mod replay;
 pub mod routes;
 pub mod session;

@@ -90,6 +90,11 @@ impl Core {
         ours.into_iter().find(|identity| identity.codes().is_signed(message))
     }
 
+    /// Whether a handshake message is meant for this device.
+    pub fn is_for_us(&self, message: &[u8], now: Now) -> bool {
+        self.addressee(message, now).is_some()
+    }
+
     /// A number that no session has.
     fn new_number(&self) -> u32 {
         loop {
