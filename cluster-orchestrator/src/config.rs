@@ -50,6 +50,12 @@ pub static SETTINGS: &[Setting] = &[
     .flag("broker"),
     Setting::new("broker.mosquitto", Kind::Path, "the program, if it is chosen").default("/usr/sbin/mosquitto"),
     Setting::new("broker.clients", Kind::Integer, "most connections of nodes").default("4096"),
+    Setting::new(
+        "relay.address",
+        Kind::String,
+        "address and UDP port at which nodes of all sites reach this cluster's relay; if unset, it has none",
+    ),
+    Setting::new("relay.listen", Kind::Address, "where the relay listens").default("0.0.0.0:50104"),
     Setting::new("profile", Kind::Choice(&["normal", "metered"]), "clocks to start from").default("normal"),
     Setting::new(
         "clocks.beat",
@@ -102,6 +108,15 @@ pub enum BrokerChoice {
     },
 }
 
+/// The relay for nodes that cannot reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
 /// The settings as the daemon uses them.
 #[derive(Debug, Clone)]
 pub struct DaemonConfig {
@@ -127,6 +142,8 @@ pub struct DaemonConfig {
     pub broker: BrokerChoice,
     /// Most connections of nodes.
     pub broker_clients: usize,
+    /// The relay, if there is one.
+    pub relay: Option<RelayConfig>,
     /// Timing of the nodes.
     pub clocks: Clocks,
     /// Timing of the link to the root.
@@ -184,6 +201,7 @@ impl DaemonConfig {
             broker_clients: usize::try_from(config.integer("broker.clients"))
                 .unwrap_or(usize::MAX)
                 .clamp(1, 65_536),
+            relay: relay(config)?,
             clocks: clocks(config, metered)?,
             uplink: if metered {
                 ChildClocks {
@@ -224,6 +242,17 @@ fn host_name(host: &str) -> String {
         "" => "cluster".to_owned(),
         name => name.to_owned(),
     }
+}
+
+fn relay(config: &Config) -> Result<Option<RelayConfig>, ConfigError> {
+    let Some(address) = config.try_string("relay.address") else {
+        return Ok(None);
+    };
+    let expected = |_| wrong("relay.address", "expected address and port, as 192.0.2.1:50104");
+    Ok(Some(RelayConfig {
+        address: address.parse().map_err(expected)?,
+        listen: config.address("relay.listen"),
+    }))
 }
 
 /// `host`, `host:port` or `[v6]:port`, with or without `https://`, as `host:port`.
@@ -325,6 +354,9 @@ mod tests {
         assert_eq!(build(&["--join", "abc"]).unwrap_err().key, "join");
         assert_eq!(build(&["--labels", "x"]).unwrap_err().key, "labels");
         assert_eq!(build(&["--clocks-fence", "60s"]).unwrap_err().key, "clocks.replace");
+        assert_eq!(build(&["--relay-address", "here"]).unwrap_err().key, "relay.address");
+        let relay = build(&["--relay-address", "192.0.2.1:9"]).unwrap().relay.unwrap();
+        assert_eq!((relay.address.port(), relay.listen.port()), (9, 50_104));
         assert_eq!(build(&["--root", "a b"]).unwrap_err().key, "root");
     }
 }

@@ -36,6 +36,7 @@ use crate::local::{self, Local};
 use crate::members::Members;
 use crate::membership::Membership;
 use crate::metrics::{BrokerFigures, ClusterMetrics};
+use crate::relay::RelayServer;
 use crate::streams::{NodeStreams, Streams};
 use crate::tier::{ClusterConfig, ClusterTier};
 use crate::uplink::{RootDoor, RootLink, UplinkState};
@@ -188,7 +189,12 @@ impl Daemon {
         );
         let uplink_state = UplinkState::default();
         let (doors, streams) = (Arc::new(Doors::new(events.clone())), Arc::new(Streams::default()));
-        let (relayed, _) = watch::channel(Vec::new());
+        let (relayed, relays) = watch::channel(Vec::new());
+        if let Some(relay) = config.relay {
+            let relay = RelayServer::open(relay, folder, seams.clock.clone()).await?;
+            metrics.register(|registry| registry.register_collector(Box::new(relay.figures())));
+            tasks.spawn(done(relay.run(relays, events.clone(), stop.clone())));
+        }
         let hands = ClusterHands {
             cluster,
             uplink: transport.sender(),

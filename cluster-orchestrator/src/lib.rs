@@ -8,6 +8,7 @@
 //! | [`membership`], [`certificates`], [`members`] | who we are, whom we certify, whose keys are known |
 //! | [`uplink`] | link to the root, into and out of the tier |
 //! | [`broker`], [`nodes`] | who carries the nodes' messages, into and out of the tier |
+//! | [`relay`] | passes on sealed datagrams of nodes that cannot reach each other |
 //! | [`api`], [`streams`], [`rate`] | door for nodes: join, renew, streams |
 //! | [`local`], [`commands`] | door for people at the site, and the commands that use it |
 //! | [`doors`], [`hands`] | questions to the tier; what the tier asks for |
@@ -29,6 +30,7 @@ pub mod members;
 pub mod membership;
 pub mod metrics;
 pub mod nodes;
+pub mod relay;
 pub mod request;
 pub mod streams;
 pub mod tier;

@@ -1,11 +1,15 @@
 //! The daemon's settings: one table, one typed view.
 
 use crate::datapath::tunnel::TunnelKind;
+use crate::sealing::SealingConfig;
 use roble_core::overlay::block::{Block, ParseBlockError};
 use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, Setting, Spec, state_dir};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// The worker's control socket, beside the local API's.
+const WORKER_SOCKET: &str = "tunnel.sock";
 
 /// What only this daemon has.
 pub static SETTINGS: &[Setting] = &[
@@ -24,10 +28,11 @@ pub static SETTINGS: &[Setting] = &[
     .default("/var/lib/roble/node"),
     Setting::new(
         "tunnel.kind",
-        Kind::Choice(&["off", "vxlan"]),
-        "how containers of other nodes of the cluster are reached; vxlan is not encrypted: for a trusted segment only",
+        Kind::Choice(&["wireguard", "vxlan", "off"]),
+        "how containers of other nodes are reached; vxlan: in the clear within the cluster, for a trusted segment only, and by \
+         wireguard elsewhere",
     )
-    .default("off"),
+    .default("wireguard"),
     Setting::new(
         "tunnel.address",
         Kind::String,
@@ -36,11 +41,28 @@ pub static SETTINGS: &[Setting] = &[
     Setting::new(
         "tunnel.port",
         Kind::Integer,
-        "UDP port of the tunnel, the same on all nodes",
+        "UDP port of the encrypted tunnel",
     )
     .default("50103"),
     Setting::new(
-        "tunnel.vni",
+        "tunnel.rotate",
+        Kind::Duration,
+        "age at which the key of the encrypted tunnel is replaced",
+    )
+    .default("168h"),
+    Setting::new(
+        "tunnel.worker",
+        Kind::Path,
+        "the program that seals and opens packets; if unset, the one beside this program",
+    ),
+    Setting::new(
+        "vxlan.port",
+        Kind::Integer,
+        "UDP port of VXLAN, the same on all nodes",
+    )
+    .default("50102"),
+    Setting::new(
+        "vxlan.vni",
         Kind::Integer,
         "number of the VXLAN segment, the same on all nodes",
     )
@@ -80,8 +102,12 @@ pub struct NetConfig {
     pub endpoint_range: Option<Block>,
     /// Folder with the node's identity.
     pub identity: PathBuf,
-    /// How other nodes are reached.
+    /// How other nodes of the cluster are reached in the clear, if so.
     pub tunnel: Option<TunnelKind>,
+    /// How other nodes are reached encrypted.
+    pub sealing: Option<SealingConfig>,
+    /// Control socket of the tunnel's worker.
+    pub worker_socket: PathBuf,
     /// This node's address in its site, if it is told.
     pub tunnel_address: Option<IpAddr>,
     /// Name of this node in logs.
@@ -112,19 +138,27 @@ impl NetConfig {
         };
         let range = config.try_string("endpoint.range").map(str::parse).transpose();
         let address = config.try_string("tunnel.address").map(str::parse).transpose();
-        let tunnel = match config.string("tunnel.kind") {
-            "vxlan" => Some(TunnelKind::Vxlan {
-                port: number("tunnel.port", u32::from(u16::MAX))? as u16,
-                vni: number("tunnel.vni", (1 << 24) - 1)?,
-            }),
-            _ => None,
+        let kind = config.string("tunnel.kind");
+        let port = |name| number(name, u32::from(u16::MAX)).map(|port| port as u16);
+        let vxlan = TunnelKind::Vxlan {
+            port: port("vxlan.port")?,
+            vni: number("vxlan.vni", (1 << 24) - 1)?,
+        };
+        let worker_socket = config.path("socket").with_file_name(WORKER_SOCKET);
+        let sealing = SealingConfig {
+            worker: config.try_path("tunnel.worker").map_or_else(worker, Into::into),
+            socket: worker_socket.clone(),
+            port: port("tunnel.port")?,
+            key_life: config.duration("tunnel.rotate").max(Duration::from_secs(1)),
         };
         Ok(Self {
             state_dir: config.path("state_dir").into(),
             socket: config.path("socket").into(),
             endpoint_range: range.map_err(|error: ParseBlockError| SettingsError(error.to_string()))?,
             identity: config.path("identity").into(),
-            tunnel,
+            tunnel: (kind == "vxlan").then_some(vxlan),
+            sealing: (kind != "off").then_some(sealing),
+            worker_socket,
             tunnel_address: address.map_err(|_| SettingsError("tunnel.address is not an IP address".to_owned()))?,
             node_name: config.string("node.name").into(),
             // Zero would never let a request through.
@@ -132,6 +166,12 @@ impl NetConfig {
             clean_up: config.flag("clean-up"),
         })
     }
+}
+
+/// The worker that was installed together with this program.
+fn worker() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.with_file_name("roble-tunnel")
 }
 
 #[cfg(test)]
@@ -151,15 +191,17 @@ mod tests {
         SPEC.check().unwrap();
         let config = build(&[]).unwrap();
         assert_eq!((config.endpoint_range, config.tunnel), (None, None));
+        assert_eq!(config.sealing.unwrap().port, 50_103);
+        assert_eq!(build(&["--tunnel-kind", "off"]).unwrap().sealing, None);
         assert!(!config.clean_up);
         let config = build(&["--endpoint-range", "10.19.0.0/24", "--state-dir=/tmp/x", "--clean-up"]).unwrap();
         assert_eq!(
             (config.endpoint_range.unwrap().capacity(), config.clean_up),
             (253, true)
         );
-        let config = build(&["--tunnel-kind", "vxlan", "--tunnel-vni", "7"]).unwrap();
-        assert_eq!(config.tunnel, Some(TunnelKind::Vxlan { port: 50_103, vni: 7 }));
-        assert!(build(&["--tunnel-kind", "vxlan", "--tunnel-vni", "16777216"]).is_err());
+        let config = build(&["--tunnel-kind", "vxlan", "--vxlan-vni", "7"]).unwrap();
+        assert_eq!(config.tunnel, Some(TunnelKind::Vxlan { port: 50_102, vni: 7 }));
+        assert!(build(&["--tunnel-kind", "vxlan", "--vxlan-vni", "16777216"]).is_err());
         assert!(build(&["--tunnel-address", "here"]).is_err());
         assert!(build(&["--endpoint-range", "10.19.0.0"]).is_err());
     }

@@ -7,14 +7,18 @@ use crate::dns::{self, DnsMetrics, Listeners, Upstream, Views, Zone};
 use crate::nearness::Nearness;
 use crate::overlay::{self, Own};
 use crate::probe;
+use crate::sealing::{Guard, Sealing};
 use crate::service::NetService;
 use crate::session::{self, SessionConfig};
 use crate::tier::Told;
+use anyhow::Context as _;
 use roble_core::overlay::block::Block;
 use roble_core::overlay::row::Row;
+use roble_core::time::Timestamp;
 use roble_daemon::CancellationToken;
-use roble_daemon::clock::SystemClock;
+use roble_daemon::clock::{Clock as _, SystemClock};
 use roble_daemon::home::Home;
+use roble_tunnel::DeviceError;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -32,6 +36,7 @@ pub struct Follow {
     block: Option<Block>,
     kind: Option<TunnelKind>,
     address: Option<IpAddr>,
+    sealing: Option<Sealing>,
     service: Arc<NetService>,
     metrics: DnsMetrics,
     stop: CancellationToken,
@@ -39,8 +44,19 @@ pub struct Follow {
 
 impl Follow {
     /// Made of the settings.
-    pub fn new(config: &NetConfig, service: Arc<NetService>, metrics: DnsMetrics, stop: CancellationToken) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The tunnel's keys cannot be read or made.
+    pub fn new(
+        config: &NetConfig,
+        service: Arc<NetService>,
+        metrics: DnsMetrics,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let now = Timestamp::from_millis(SystemClock.wall());
+        let sealing = config.sealing.clone();
+        let sealing = sealing.map(|sealing| Sealing::open(sealing, &config.state_dir, now));
+        Ok(Self {
             session: SessionConfig {
                 state_dir: config.state_dir.clone(),
                 identity: config.identity.clone(),
@@ -49,10 +65,11 @@ impl Follow {
             block: config.endpoint_range,
             kind: config.tunnel,
             address: config.tunnel_address,
+            sealing: sealing.transpose().context("open the tunnel's keys")?,
             service,
             metrics,
             stop,
-        }
+        })
     }
 
     /// Gives the service what was stored, and goes on with what is told.
@@ -63,18 +80,13 @@ impl Follow {
         let (told, hears) = watch::channel(Arc::new(Told::default()));
         // Known from the first moment: without it the way to other nodes would be taken down until the session has it.
         let known = Home::load(&self.session.identity).ok().flatten().map(|(home, _)| home);
-        let tunnel = self.tunnel(known.as_ref()).await;
+        let address = self.own_address(known.as_ref()).await;
         let (joined, home) = watch::channel(known.clone());
         let (says, said) = watch::channel(Vec::new());
         let session = session::open(self.session.clone(), told.clone(), joined).await?;
         // Whoever starts after a power cut has this and nothing else.
         let kept = told.borrow().clone();
-        let own = Own {
-            home: known.as_ref(),
-            block: self.block,
-            tunnel,
-            sealed: None,
-        };
+        let own = self.own(known.as_ref(), address);
         let first = overlay::overlay(&kept, own, &mut Nearness::default());
         if let Err(error) = self.service.set_overlay(first).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "datapath not set yet");
@@ -109,13 +121,8 @@ impl Follow {
         let mut set_last = None;
         loop {
             let (told, member) = (hears.borrow_and_update().clone(), home.borrow_and_update().clone());
-            let tunnel = self.tunnel(member.as_ref()).await;
-            let own = Own {
-                home: member.as_ref(),
-                block: self.block,
-                tunnel,
-                sealed: None,
-            };
+            let address = self.own_address(member.as_ref()).await;
+            let own = self.own(member.as_ref(), address);
             let wanted = overlay::overlay(&told, own, &mut nearness);
             let block = wanted.block;
             zones.send_replace(Arc::new(Zone::new(told.plan(), told.rows())));
@@ -126,8 +133,14 @@ impl Follow {
                 is_changed
             });
             if let Some(member) = &member {
-                says.send_replace(overlay::says(member, block, tunnel, None));
+                let end = self.sealing.as_ref().zip(address);
+                let end = end.map(|(sealing, address)| {
+                    rotate(sealing);
+                    sealing.end(address)
+                });
+                says.send_replace(overlay::says(member, block, own.tunnel, end));
             }
+            let sealed = self.seal(&told, own).await;
             let set = if set_last.as_ref() == Some(&wanted) {
                 Ok(())
             } else {
@@ -151,11 +164,18 @@ impl Follow {
                 );
             }
             // An address that is not there yet is looked for again.
-            let is_settled =
-                set.is_ok() && (tunnel.is_some() || self.kind.is_none()) && (serving.is_some() || block.is_none());
+            let is_alone = self.kind.is_none() && self.sealing.is_none();
+            let is_settled = set.is_ok()
+                && (address.is_some() || is_alone)
+                && sealed.is_ok()
+                && (serving.is_some() || block.is_none());
             tokio::select! {
                 changed = hears.changed() => if changed.is_err() { return },
                 changed = home.changed() => if changed.is_err() { return },
+                () = ended(sealed.ok().flatten()) => {
+                    tracing::warn!("tunnel's worker ended; another one is started");
+                    set_last = None;
+                }
                 Some(round) = rounds.recv() => self.hear_round(round, &told, &mut nearness),
                 () = tokio::time::sleep(AGAIN), if !is_settled => {}
                 () = self.stop.cancelled() => return,
@@ -182,14 +202,32 @@ impl Follow {
         }
     }
 
-    /// This node's end of the tunnel: at the address from which the cluster is reached, unless it is told.
-    async fn tunnel(&self, home: Option<&Home>) -> Option<Tunnel> {
-        let kind = self.kind?;
-        let address = match self.address {
-            Some(address) => address,
-            None => own_address(home?).await?,
+    /// This node's address in its site: the one from which the cluster is reached, unless it is told.
+    async fn own_address(&self, home: Option<&Home>) -> Option<IpAddr> {
+        match self.address {
+            Some(address) => Some(address),
+            None => own_address(home?).await,
+        }
+    }
+
+    fn own<'a>(&self, home: Option<&'a Home>, address: Option<IpAddr>) -> Own<'a> {
+        Own {
+            home,
+            block: self.block,
+            tunnel: self.kind.zip(address).map(|(kind, address)| Tunnel { address, kind }),
+            sealed: address.filter(|_| self.sealing.is_some()),
+        }
+    }
+
+    /// The worker runs and knows its peers, if there are any. Returns what notices its end.
+    async fn seal(&self, told: &Told, own: Own<'_>) -> Result<Option<Guard>, DeviceError> {
+        let (Some(sealing), true) = (&self.sealing, own.home.is_some()) else {
+            return Ok(None);
         };
-        Some(Tunnel { address, kind })
+        sealing.ensure(told, own).await.inspect_err(|error| {
+            let error = error as &dyn std::error::Error;
+            tracing::error!(error, "no encrypted tunnel to other nodes; trying again");
+        })
     }
 
     /// Answers names on the gateway addresses of the block.
@@ -220,6 +258,23 @@ impl Follow {
             self.stop.clone(),
         );
         Some(tokio::spawn(served))
+    }
+}
+
+/// A key that is too old is replaced.
+fn rotate(sealing: &Sealing) {
+    match sealing.rotate(Timestamp::from_millis(SystemClock.wall())) {
+        Ok(true) => tracing::info!("the tunnel has a new key"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(error = format!("{error:#}"), "the tunnel keeps its old key"),
+    }
+}
+
+/// Returns when the worker has ended, if there is one.
+async fn ended(guard: Option<Guard>) {
+    match guard {
+        Some(mut guard) => guard.ended().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`follow`] | follows what is told: into the datapath, the name server, and what the node says |
 //! | [`nearness`], [`probe`] | what closest and least used lead to; round-trip times to other nodes |
 //! | [`overlay`] | from what the cluster tells to what kernel and name server are given |
+//! | [`sealing`] | this node's end of the encrypted tunnel: keys, worker, peers |
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
 //! | [`dns`] | names for containers, on the gateway addresses |
@@ -30,6 +31,7 @@ pub mod metrics;
 pub mod nearness;
 pub mod overlay;
 pub mod probe;
+pub mod sealing;
 pub mod service;
 pub mod session;
 pub mod state;

@@ -15,6 +15,7 @@ use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::dns::DnsMetrics;
 use roble_net::follow::Follow;
 use roble_net::metrics::NetMetrics;
+use roble_net::sealing;
 use roble_net::service::NetService;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,9 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let counters = NetMetrics::default();
     metrics.register(|registry| counters.register(registry));
     let datapath = Arc::new(KernelDatapath::new(&config.state_dir));
+    if config.clean_up || config.sealing.is_none() {
+        sealing::stop_worker(&config.worker_socket).await;
+    }
     if config.clean_up {
         return clean_up(&config, datapath, counters).await;
     }
@@ -69,7 +73,7 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     );
     let serving = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token());
     let serving = tokio::spawn(serving);
-    let follow = Follow::new(&config, service.clone(), names, shutdown.token());
+    let follow = Follow::new(&config, service.clone(), names, shutdown.token())?;
     let told = follow.start().await?;
     open.send_replace(true);
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));

@@ -66,21 +66,18 @@ pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
         });
         service.backends = backends.collect();
     }
-    let others = || told.nodes().filter(|row| Some(row.node) != node);
-    let vxlan = others().filter_map(|row| {
-        let address = way(own, row)?;
+    let others = told.nodes().filter(|row| Some(row.node) != node);
+    let vxlan = others.filter_map(|row| {
+        let address = vxlan_to(own, row)?;
         Some(RemoteNode {
             node: row.node,
             address,
             block: row.block,
         })
     });
-    let sealed = own.sealed.map(|address| {
-        let behind = others().filter(|row| row.tunnel.is_some() && way(own, row).is_none());
-        Sealed {
-            address,
-            blocks: behind.map(|row| row.block).collect(),
-        }
+    let sealed = own.sealed.map(|address| Sealed {
+        address,
+        blocks: sealed_nodes(told, own).map(|(row, _)| row.block).collect(),
     });
     Overlay {
         plan,
@@ -92,8 +89,17 @@ pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
     }
 }
 
+/// Nodes behind the encrypted tunnel, and their ends of it.
+pub fn sealed_nodes<'a>(told: &'a Told, own: Own<'a>) -> impl Iterator<Item = (&'a NodeRow, &'a TunnelEnd)> {
+    let others = told
+        .nodes()
+        .filter(move |row| own.home.is_none_or(|home| home.node != row.node));
+    let sealed = others.filter(move |row| vxlan_to(own, row).is_none());
+    sealed.filter_map(|row| Some((row, row.tunnel.as_ref()?)))
+}
+
 /// Where VXLAN leads to a node, if that is the way: both use it, in one cluster. Both ends decide the same.
-fn way(own: Own<'_>, row: &NodeRow) -> Option<IpAddr> {
+fn vxlan_to(own: Own<'_>, row: &NodeRow) -> Option<IpAddr> {
     let address = row.address?;
     let is_near = own.home.is_some_and(|home| home.cluster == row.cluster);
     let is_same_family = own

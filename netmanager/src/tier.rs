@@ -24,6 +24,14 @@ pub struct Told {
 }
 
 impl Told {
+    /// With these rows.
+    #[cfg(test)]
+    pub fn of(rows: impl IntoIterator<Item = Row>) -> Self {
+        Self {
+            rows: rows.into_iter().map(|row| (row.key(), row)).collect(),
+        }
+    }
+
     /// The tree's ranges; the defaults until they are known.
     pub fn plan(&self) -> Plan {
         match self.rows.get(&RowKey::Plan) {

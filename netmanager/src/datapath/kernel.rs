@@ -362,7 +362,14 @@ impl Seen {
     ) -> Result<(), DatapathError> {
         let known = self.sealed.take();
         let Some(sealed) = &config.sealed else { return Ok(()) };
-        let device = device.ok_or(DatapathError::NoDevice)?;
+        let Some(device) = device else {
+            let is_needed = !sealed.blocks.is_empty();
+            return if is_needed {
+                Err(DatapathError::NoDevice)
+            } else {
+                Ok(())
+            };
+        };
         let is_settled = |known: &SeenSealed| {
             let same = known.sealed == *sealed && known.index == device.index;
             same && device.up && device.mtu == mtu && known.at.elapsed() < TRUST

@@ -301,7 +301,10 @@ impl Relay {
             self.ways.retain(|_, way| is_used(way));
         }
         let has_room = self.ways.len() < MAX_WAYS;
-        has_room.then(|| drop(self.ways.insert((of, number), Way { to, used: now.boot })))
+        if has_room {
+            self.ways.insert((of, number), Way { to, used: now.boot });
+        }
+        has_room.then_some(())
     }
 }
 
