@@ -15,6 +15,7 @@ pub mod core;
 pub mod counters;
 pub mod key;
 pub mod noise;
+pub mod packet;
 pub mod replay;
 pub mod routes;
 pub mod session;
