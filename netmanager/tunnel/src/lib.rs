@@ -6,6 +6,8 @@
 //! - Control: [`types`] (what is wanted, what is), [`uapi`] (as text), [`client`], [`control`] (the worker's end).
 //! - Protocol, without I/O or clocks: [`core`] (peers, paths, timers), [`noise`] (handshake), [`session`], [`replay`], [`routes`].
 //! - [`relay`]: what a cluster runs for nodes that cannot reach each other.
+//! - Packets: [`packet`] (cut, joined, answered), [`flows`] (fair queues).
+//! - The kernel: [`sys`], the only place with `unsafe`; [`worker`], the threads.
 //!
 //! Invariants: whatever arrives is counted and harmless; a packet is accepted from the owner of its source address alone;
 //! no allocation per packet; every queue is bounded; a repeated `set` changes nothing.
@@ -14,14 +16,18 @@ pub mod client;
 pub mod control;
 pub mod core;
 pub mod counters;
+pub mod flows;
 pub mod key;
 pub mod noise;
+pub mod packet;
 pub mod relay;
 pub mod replay;
 pub mod routes;
 pub mod session;
+pub mod sys;
 pub mod types;
 pub mod uapi;
+pub mod worker;
 
 pub use client::{Client, Device, DeviceError, Launch};
 pub use counters::{Drops, Reason};

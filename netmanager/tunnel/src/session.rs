@@ -111,11 +111,11 @@ impl Session {
         Ok(Opened { counter, length })
     }
 
-    /// Takes note of messages that were opened; `false` in the answer of `keep` drops one. Locks once.
-    pub fn see(&self, counters: impl Iterator<Item = u64>, mut tell: impl FnMut(Seen)) {
+    /// Takes note of messages that were opened: says of each counter whether it was seen before. Locks once.
+    pub fn see<'a>(&self, opened: impl Iterator<Item = (u64, &'a mut Seen)>) {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        for counter in counters {
-            tell(window.see(counter));
+        for (counter, seen) in opened {
+            *seen = window.see(counter);
         }
     }
 }

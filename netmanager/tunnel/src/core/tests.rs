@@ -192,7 +192,7 @@ impl Net {
             Err(reason) => node.drops.add(reason),
             Ok(opened) => {
                 let mut seen = crate::replay::Seen::Before;
-                session.see([opened.counter].into_iter(), |is| seen = is);
+                session.see([(opened.counter, &mut seen)].into_iter());
                 if seen == crate::replay::Seen::Before {
                     node.drops.add(Reason::Replay);
                     return;
