@@ -267,8 +267,6 @@ async fn start_node(plan: &Plan, node: &plan::Node, processes: &mut Processes<'_
             &socket,
             "--identity",
             &state,
-            "--tunnel-kind",
-            "vxlan",
             "--node-name",
             &node.name,
         ],
@@ -355,6 +353,21 @@ fn keep_token(file: &str, create: &[&str]) -> anyhow::Result<()> {
     Ok(write_atomic(std::path::Path::new(file), token.as_bytes(), SECRET_MODE)?)
 }
 
+/// Ends what a net manager leaves running on purpose. What cannot be removed goes with its namespace.
+fn clean_up_network(plan: &Plan, node: &plan::Node) {
+    let inside = format!("--net={}", node.netns());
+    let (state, socket) = (
+        plan.file(&format!("{}/net", node.name)),
+        plan.file(&format!("{}/net.sock", node.name)),
+    );
+    if let Ok(net) = plan.binary("roble-net") {
+        let args = [&inside, &net, "--state-dir", &state, "--socket", &socket, "--clean-up"];
+        if let Err(error) = run("nsenter", &args) {
+            tracing::debug!(node = node.name, error = format!("{error:#}"), "network not cleaned up");
+        }
+    }
+}
+
 async fn down_all(down: &Down, environment: &Environment, console: &mut Console) -> Result<(), Failure> {
     let plan = match Plan::load(&down.folder) {
         Ok(plan) => plan,
@@ -375,6 +388,7 @@ async fn down_all(down: &Down, environment: &Environment, console: &mut Console)
     machine::remove_containers(&plan);
     for node in &plan.nodes {
         processes.stop(&format!("{}-net", node.name)).await?;
+        clean_up_network(&plan, node);
     }
     machine::kill_shims(&plan).await?;
     processes.stop("containerd").await?;

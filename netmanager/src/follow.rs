@@ -273,7 +273,7 @@ fn rotate(sealing: &Sealing) {
 /// Returns when the worker has ended, if there is one.
 async fn ended(guard: Option<Guard>) {
     match guard {
-        Some(mut guard) => guard.ended().await,
+        Some(guard) => guard.ended().await,
         None => std::future::pending().await,
     }
 }

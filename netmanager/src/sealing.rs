@@ -7,6 +7,10 @@ use crate::datapath::sealed::LINK;
 use crate::overlay::{self, Own};
 use crate::tier::Told;
 use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 use roble_core::overlay::row::{NodeRow, Row};
 use roble_core::overlay::tunnel::{PublicKey, TunnelEnd};
 use roble_core::time::Timestamp;
@@ -17,11 +21,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
 
 /// File of the keys, in the state folder.
 const KEYS: &str = "tunnel-keys.json";
@@ -29,6 +32,9 @@ const KEYS: &str = "tunnel-keys.json";
 const MAX_KEYS_BYTES: u64 = 4 << 10;
 /// Between packets that keep a way through a NAT open, seconds: shorter than the usual 30.
 const KEEPALIVE: u16 = 25;
+
+/// How often it is looked whether the worker lives.
+const LOOK: Duration = Duration::from_millis(400);
 
 /// How the tunnel is set up on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,10 +169,14 @@ impl Sealing {
             }
             let (client, child) = launch.ensure_running()?;
             client.set(&device)?;
-            Ok(Some((client, child)))
+            let guard = Guard::of(client.socket()).map_err(|source| DeviceError::Socket {
+                socket: client.socket().to_owned(),
+                source,
+            })?;
+            Ok(Some((guard, child)))
         });
         let running = work.await.expect("speaking with the worker does not panic")?;
-        let Some((client, child)) = running else {
+        let Some((guard, child)) = running else {
             return Ok(None);
         };
         if let Some(mut child) = child {
@@ -174,11 +184,7 @@ impl Sealing {
             // It is nobody else's to bury; it may well live longer than this process.
             std::thread::spawn(move || drop(child.wait()));
         }
-        let guard = Guard::new(client.socket()).await;
-        guard.map(Some).map_err(|source| DeviceError::Socket {
-            socket: self.config.socket.clone(),
-            source,
-        })
+        Ok(Some(guard))
     }
 }
 
@@ -191,19 +197,21 @@ pub async fn stop_worker(socket: &Path) {
     }
 }
 
-/// Notices the end of a worker: an open connection to it.
+/// Notices the end of a worker, be it a child of this process or of one before it.
 #[derive(Debug)]
-pub struct Guard(UnixStream);
+pub struct Guard(Pid);
 
 impl Guard {
-    async fn new(socket: &Path) -> io::Result<Self> {
-        Ok(Self(UnixStream::connect(socket).await?))
+    fn of(socket: &Path) -> io::Result<Self> {
+        let worker = getsockopt(&UnixStream::connect(socket)?, PeerCredentials)?;
+        Ok(Self(Pid::from_raw(worker.pid())))
     }
 
-    /// Returns when the worker has ended.
-    pub async fn ended(&mut self) {
-        // It says nothing that it was not asked for.
-        let _ = self.0.read_u8().await;
+    /// Returns soon after the worker has ended.
+    pub async fn ended(&self) {
+        while kill(self.0, None) != Err(Errno::ESRCH) {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 

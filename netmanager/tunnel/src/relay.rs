@@ -213,7 +213,7 @@ impl Relay {
             return None;
         };
         let mut seen = Seen::Before;
-        session.see([opened.counter].into_iter(), |is| seen = is);
+        session.see([(opened.counter, &mut seen)].into_iter());
         if seen != Seen::Before {
             let arrival = Arrival {
                 from,

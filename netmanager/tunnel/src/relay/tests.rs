@@ -128,7 +128,8 @@ impl Net {
             return;
         };
         let Ok(opened) = session.open(&mut message) else { return };
-        session.see([opened.counter].into_iter(), |_| ());
+        let mut seen = Seen::Before;
+        session.see([(opened.counter, &mut seen)].into_iter());
         if opened.length > 0 {
             let number = message[HEADER..HEADER + 4].try_into().unwrap();
             self.inbox[to].push(u32::from_be_bytes(number));

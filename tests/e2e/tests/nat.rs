@@ -1,0 +1,467 @@
+//! Services of sites behind NATs that let nothing in: both sites have the same inner addresses, and the way between their
+//! nodes is encrypted, relayed until a direct one is found.
+
+use roble_e2e::{Done, Loose, Tree, command, wait_for};
+use serde_json::Value;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+/// The machine's own address in the tree's underlay.
+const PUBLIC: &str = "10.99.77.1";
+/// The relay of the tree's own cluster, which has no NAT before it.
+const RELAY: &str = "10.99.77.1:50104";
+/// Never seen on the wire.
+const MARKER: &str = "marker-that-nobody-else-may-read";
+
+/// A site: a router with a NAT, and behind it one machine that is cluster orchestrator and node.
+struct Site<'a> {
+    tree: &'a Tree,
+    name: &'static str,
+    /// The router's address outside.
+    outside: &'static str,
+    daemons: Vec<Loose>,
+}
+
+impl<'a> Site<'a> {
+    /// Makes the namespaces and starts the daemons.
+    fn start(tree: &'a Tree, name: &'static str, outside: &'static str) -> Self {
+        let mut site = Self {
+            tree,
+            name,
+            outside,
+            daemons: Vec::new(),
+        };
+        site.remove();
+        let (router, machine) = (site.router(), site.machine());
+        for namespace in [&router, &machine] {
+            ip(&["netns", "add", namespace]);
+            ip(&["-n", namespace, "link", "set", "lo", "up"]);
+        }
+        let link = format!("{name}-out");
+        ip(&[
+            "link", "add", &link, "type", "veth", "peer", "name", "wan", "netns", &router,
+        ]);
+        ip(&["link", "set", &link, "master", "roble-dev0", "up"]);
+        ip(&[
+            "-n", &router, "link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", &machine,
+        ]);
+        ip(&["-n", &router, "addr", "add", &format!("{outside}/24"), "dev", "wan"]);
+        ip(&["-n", &router, "addr", "add", "10.42.0.1/16", "dev", "lan"]);
+        ip(&["-n", &machine, "addr", "add", "10.42.0.2/16", "dev", "eth0"]);
+        for link in ["wan", "lan"] {
+            ip(&["-n", &router, "link", "set", link, "up"]);
+        }
+        ip(&["-n", &machine, "link", "set", "eth0", "up"]);
+        ip(&["-n", &machine, "route", "add", "default", "via", "10.42.0.1"]);
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        assert!(inside(&router, &["sh", "-c", forward]).ok);
+        site.nft(
+            "table ip site { chain nat { type nat hook postrouting priority srcnat; oifname wan masquerade; };
+             chain forward { type filter hook forward priority filter; policy drop;
+               ct state established,related accept; iifname lan accept; };
+             chain input { type filter hook input priority filter; policy drop;
+               ct state established,related accept; iifname lan accept; };
+             chain blocked { type filter hook forward priority filter - 1; }; }",
+        );
+        site.join();
+        site
+    }
+
+    fn router(&self) -> String {
+        format!("e2e-{}-router", self.name)
+    }
+
+    fn machine(&self) -> String {
+        format!("e2e-{}", self.name)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.tree.path(&format!("{}/{name}", self.name))
+    }
+
+    fn nft(&self, rules: &str) {
+        let mut nft = Command::new("ip")
+            .args(["netns", "exec", &self.router(), "nft", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("nft starts");
+        nft.stdin
+            .take()
+            .expect("piped")
+            .write_all(rules.as_bytes())
+            .expect("nft reads");
+        assert!(nft.wait().expect("nft ends").success(), "{rules}");
+    }
+
+    /// Nothing gets through to the other site's router, or again.
+    fn block(&self, other: &str) {
+        self.nft(&format!("add rule ip site blocked ip daddr {other} drop"));
+        let _ = inside(&self.router(), &["conntrack", "-F"]);
+    }
+
+    fn unblock(&self) {
+        self.nft("flush chain ip site blocked");
+    }
+
+    fn spawn(&mut self, program: &str, args: &[&str]) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.tree.path(&format!("logs/{}-{program}.log", self.name)))
+            .expect("a log");
+        let child = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.machine()))
+            .arg(self.tree.binary(program))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("it starts");
+        self.daemons.push(Loose::of(child));
+    }
+
+    fn join(&mut self) {
+        std::fs::create_dir_all(self.path("")).expect("the folder is writable");
+        let tree = self.tree;
+        let token = |args: &[&str]| {
+            let created = tree.json(&[&["token", "create"], args].concat());
+            created["token"].as_str().expect("a token").to_owned()
+        };
+        let cluster = self.path("cluster");
+        self.spawn(
+            "roble-cluster",
+            &[
+                "--state-dir",
+                &cluster,
+                "--root",
+                &format!("{PUBLIC}:10000"),
+                "--name",
+                self.name,
+                "--advertise",
+                "10.42.0.2",
+                "--listen-mqtt",
+                "10.42.0.2:10003",
+                "--listen-api",
+                "10.42.0.2:10100",
+                "--join",
+                &token(&["cluster", "--name", self.name]),
+            ],
+        );
+        wait_for("the cluster to join", 20, || {
+            tree.roble(&["get", "nodes", "--cluster", self.name]).ok
+        });
+        let (net, socket, engine) = (self.path("net"), self.path("net.sock"), self.path("engine"));
+        self.spawn(
+            "roble-net",
+            &["--state-dir", &net, "--socket", &socket, "--identity", &engine],
+        );
+        wait_for("the net manager", 20, || std::path::Path::new(&socket).exists());
+        self.spawn(
+            "roble-node",
+            &[
+                "--state-dir",
+                &engine,
+                "--cluster",
+                "10.42.0.2:10100",
+                "--name",
+                self.name,
+                "--containerd-socket",
+                &tree.path("containerd/containerd.sock"),
+                "--containerd-namespace",
+                &self.containers(),
+                "--cgroup-parent",
+                &format!("/roble-dev/{}", self.name),
+                "--net-socket",
+                &socket,
+                "--netns-dir",
+                &self.path("netns"),
+                "--join",
+                &token(&["node", "--cluster", self.name, "--name", self.name]),
+            ],
+        );
+        wait_for("the node to join", 20, || {
+            let nodes = tree.json(&["get", "nodes", "--cluster", self.name]);
+            nodes[0]["standing"] == "ready"
+        });
+        let image = tree.hello_image();
+        let imported = self.ctr(&["images", "import", &image.to_string_lossy()]);
+        assert!(imported.ok, "{}", imported.err);
+    }
+
+    fn containers(&self) -> String {
+        // Removed with the nodes of the tree.
+        format!("roble-e2e-{}", self.name)
+    }
+
+    fn ctr(&self, args: &[&str]) -> Done {
+        let socket = self.tree.path("containerd/containerd.sock");
+        command(
+            "ctr",
+            &[&["--address", &socket, "-n", &self.containers()], args].concat(),
+        )
+    }
+
+    /// What is said at `address`, from inside an instance's network.
+    fn ask(&self, instance: &str, address: &str) -> Option<String> {
+        let host = if address.contains(':') {
+            format!("[{address}]")
+        } else {
+            address.to_owned()
+        };
+        let done = self.in_instance(
+            instance,
+            &["curl", "-s", "-m", "3", &format!("http://{host}:8080/?{MARKER}")],
+        );
+        done.ok.then(|| done.out.trim().to_owned())
+    }
+
+    /// Whether an ICMP echo to `address` is answered.
+    fn echoes(&self, instance: &str, address: &str) -> bool {
+        let script = "import socket,struct,sys\na=sys.argv[1]\nv6=':' in a\n\
+                      s=socket.socket(socket.AF_INET6 if v6 else socket.AF_INET,socket.SOCK_RAW,58 if v6 else 1)\ns.settimeout(5)\n\
+                      p=struct.pack('!BBHHH',128 if v6 else 8,0,0,7,7)\nc=sum(struct.unpack('!4H',p))\nc=~((c>>16)+(c&65535))&65535\n\
+                      p=p[:2]+struct.pack('!H',c)+p[4:]\ns.sendto(p,(a,0))\nr=b''\n\
+                      while (r[0] if v6 else r[20] if r else 8)!=(129 if v6 else 0): r=s.recv(512)\n"
+            .replace("(r[0] if v6", "((r[0] if r else 128) if v6");
+        self.in_instance(instance, &["python3", "-c", &script, address]).ok
+    }
+
+    /// What the node's name server says of a name to an instance.
+    fn resolve(&self, instance: &str, name: &str) -> bool {
+        let script = "import socket,subprocess,sys\nroute=subprocess.run(['ip','route','show','default'],capture_output=True,text=True).stdout\n\
+                      name=b''.join(bytes([len(l)])+l.encode() for l in sys.argv[1].split('.'))+b'\\0'\n\
+                      s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.settimeout(3)\n\
+                      s.sendto(b'\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'+name+b'\\0\\1\\0\\1',(route.split()[2],53))\n\
+                      a=s.recv(512)\nsys.exit(not(a[3]&15==0 and a[7]>0))";
+        self.in_instance(instance, &["python3", "-c", script, name]).ok
+    }
+
+    fn in_instance(&self, instance: &str, args: &[&str]) -> Done {
+        let netns = format!("--net={}", self.path(&format!("netns/{instance}")));
+        command("nsenter", &[&[netns.as_str()], args].concat())
+    }
+
+    /// Runs a script of Python in an instance's network.
+    fn spawn_in(&self, instance: &str, script: &str, args: &[&str]) -> std::process::Child {
+        Command::new("nsenter")
+            .arg(format!("--net={}", self.path(&format!("netns/{instance}"))))
+            .args(["python3", "-c", script])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts")
+    }
+
+    /// What the worker says of its device.
+    fn tunnel(&self) -> String {
+        let talk = || -> std::io::Result<String> {
+            let mut stream = UnixStream::connect(self.path("tunnel.sock"))?;
+            stream.write_all(b"get=1\n\n")?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        talk().unwrap_or_default()
+    }
+
+    /// Whether packets to whoever has this block go through the relay; `None` if it is no peer.
+    fn is_relayed(&self, block: &str) -> Option<bool> {
+        let tunnel = self.tunnel();
+        let peer = tunnel.split("public_key=").find(|peer| peer.contains(block))?;
+        let endpoint = peer.lines().find_map(|line| line.strip_prefix("endpoint="))?;
+        Some(endpoint == RELAY)
+    }
+
+    fn remove(&self) {
+        for namespace in [self.machine(), self.router()] {
+            let _ = command("ip", &["netns", "del", &namespace]);
+        }
+    }
+
+    /// Everything ends.
+    fn end(mut self) {
+        self.daemons.clear();
+        let (net, socket) = (self.path("net"), self.path("net.sock"));
+        let binary = self.tree.binary("roble-net").to_string_lossy().into_owned();
+        let cleaned = inside(
+            &self.machine(),
+            &[&binary, "--state-dir", &net, "--socket", &socket, "--clean-up"],
+        );
+        assert!(cleaned.ok, "{}", cleaned.err);
+        let left = inside(&self.machine(), &["ip", "-o", "link"]).out;
+        assert!(!left.contains("rbl-"), "{left}");
+        let rules = inside(&self.machine(), &["nft", "list", "ruleset"]).out;
+        assert!(!rules.contains("roble"), "{rules}");
+        assert_eq!(self.tunnel(), "", "the worker is gone");
+        self.remove();
+    }
+}
+
+fn inside(namespace: &str, args: &[&str]) -> Done {
+    command("ip", &[&["netns", "exec", namespace], args].concat())
+}
+
+fn ip(args: &[&str]) {
+    let done = command("ip", args);
+    assert!(done.ok, "ip {}: {}", args.join(" "), done.err);
+}
+
+fn service(name: &str, cluster: &str) -> String {
+    format!(
+        "  {name}:\n    image: docker.io/library/roble-hello:latest\n    environment: {{GREETING: {name}}}\n    cpu: 50m\n    \
+         memory: 32MiB\n    placement: {{cluster: {cluster}}}\n"
+    )
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let list = value.as_array().into_iter().flatten();
+    list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+/// What passes between the sites: all frames of the tree's underlay, while `during` runs.
+fn wiretap(during: impl FnOnce()) -> Vec<u8> {
+    let script = "import socket,sys,time\ns=socket.socket(socket.AF_PACKET,socket.SOCK_RAW,socket.ntohs(3))\n\
+                  s.bind(('roble-dev0',0))\ns.settimeout(0.2)\nsys.stderr.write('ready\\n')\nsys.stderr.flush()\n\
+                  import select\nwhile not select.select([sys.stdin],[],[],0)[0]:\n try: sys.stdout.buffer.write(s.recv(70000))\n \
+                  except socket.timeout: pass\n";
+    let mut tap = Command::new("python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("python3 starts");
+    let mut ready = [0; 6];
+    tap.stderr
+        .take()
+        .expect("piped")
+        .read_exact(&mut ready)
+        .expect("it listens");
+    let mut out = tap.stdout.take().expect("piped");
+    let reading = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        let _ = out.read_to_end(&mut seen);
+        seen
+    });
+    during();
+    drop(tap.stdin.take());
+    tap.wait().expect("it ends");
+    reading.join().expect("what was seen")
+}
+
+#[test]
+fn sites_behind_nats_reach_each_other_relayed_and_direct() {
+    let tree = Tree::up_with("nat", &[("ROBLE_CLUSTER_RELAY_ADDRESS", RELAY)]);
+    let north = Site::start(&tree, "north", "10.99.77.101");
+    let south = Site::start(&tree, "south", "10.99.77.102");
+    // At first no way but the relay.
+    north.block(south.outside);
+    south.block(north.outside);
+
+    let text = format!(
+        "application: far\nservices:\n{}{}{}",
+        service("web", "north"),
+        service("shop", "south"),
+        service("near", "dev")
+    );
+    let applied = tree.apply(&text);
+    assert!(applied.ok, "{}", applied.err);
+    for service in ["web", "shop", "near"] {
+        tree.must(&[
+            "wait",
+            &format!("far/{service}"),
+            "--for",
+            "running",
+            "--timeout",
+            "60s",
+        ]);
+    }
+    let view = |service: &str| tree.json(&["get", "instance", &format!("far/{service}.0")]);
+    let (web, shop, near) = (view("web"), view("shop"), view("near"));
+    let id = |view: &Value| view["id"].as_str().expect("an id").to_owned();
+    let block = |view: &Value| {
+        let address = texts(&view["addresses"])[0].clone();
+        let parts: Vec<&str> = address.split('.').collect();
+        let last: u8 = parts[3].parse().expect("a number");
+        format!("allowed_ip={}.{}/26", parts[..3].join("."), last & 0xc0)
+    };
+    let all = |service: &str, view: &Value| {
+        let addresses = &tree.json(&["get", "service", &format!("far/{service}")])["addresses"];
+        let mut all = [texts(&view["addresses"]), texts(&view["service_addresses"])].concat();
+        all.extend(texts(&addresses["round-robin"]));
+        all
+    };
+    let greets = |site: &Site<'_>, from: &Value, service: &str, to: &Value| {
+        for address in all(service, to) {
+            let said = format!("{service} from far-{service}-0 instance 0");
+            wait_for(&format!("{service} at {address}"), 30, || {
+                site.ask(&id(from), &address).is_some_and(|body| body.contains(&said))
+            });
+        }
+        let name = format!("{service}.far.roble");
+        wait_for(&format!("the name {name}"), 20, || site.resolve(&id(from), &name));
+    };
+    let seen = wiretap(|| {
+        greets(&north, &web, "shop", &shop);
+        greets(&south, &shop, "web", &web);
+        // And to a node that has no NAT before it.
+        greets(&north, &web, "near", &near);
+    });
+    assert!(!seen.is_empty(), "nothing passed between the sites");
+    let marker = MARKER.as_bytes();
+    assert!(
+        !seen.windows(marker.len()).any(|part| part == marker),
+        "it is read on the wire"
+    );
+    assert_eq!(north.is_relayed(&block(&shop)), Some(true), "{}", north.tunnel());
+    assert_eq!(south.is_relayed(&block(&web)), Some(true), "{}", south.tunnel());
+    for address in texts(&shop["addresses"]) {
+        assert!(north.echoes(&id(&web), &address), "{address}");
+    }
+
+    // A direct way appears: it is taken, and an open connection goes on.
+    let address = texts(&shop["addresses"])[0].clone();
+    let mut echo = south.spawn_in(
+        &id(&shop),
+        "import socket\ns=socket.create_server(('0.0.0.0',9000))\nc=s.accept()[0]\nwhile (d:=c.recv(65536)): c.sendall(d)\n",
+        &[],
+    );
+    let open = north.spawn_in(
+        &id(&web),
+        "import socket,sys,time,select\nwhile True:\n try: s=socket.create_connection((sys.argv[1],9000),5); break\n \
+         except OSError: time.sleep(.1)\nn=0\nwhile n<40 or not select.select([sys.stdin],[],[],.02)[0]:\n \
+         s.sendall(b'%08d'%n)\n d=b''\n while len(d)<8: d+=s.recv(8-len(d)) or sys.exit('cut')\n assert int(d)==n\n n+=1\nprint(n)\n",
+        &[&address],
+    );
+    north.unblock();
+    south.unblock();
+    wait_for("the direct way", 40, || {
+        north.is_relayed(&block(&shop)) == Some(false) && south.is_relayed(&block(&web)) == Some(false)
+    });
+    let said = open.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.trim().parse::<u32>().is_ok_and(|rounds| rounds >= 40),
+        "the connection was cut: {said}"
+    );
+    let _ = echo.kill();
+    let _ = echo.wait();
+    greets(&north, &web, "shop", &shop);
+
+    // The worker dies: another one is there within seconds, with the same peers.
+    let killed = command(
+        "pkill",
+        &["-9", "-f", &format!("roble-tunnel .*{}", south.path("tunnel.sock"))],
+    );
+    assert!(killed.ok, "a worker runs");
+    greets(&south, &shop, "web", &web);
+
+    tree.must(&["delete", "app", "far", "--wait"]);
+    north.end();
+    south.end();
+    tree.down();
+}
