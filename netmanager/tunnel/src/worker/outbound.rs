@@ -9,11 +9,12 @@ use crate::key::random;
 use crate::packet::segment::Segments;
 use crate::packet::vnet::{GSO_NONE, VNET, Vnet};
 use crate::packet::{fragment, icmp};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
-use tracing::warn;
+use tracing::{error, warn};
 
 /// Silence after which memory of a burst is given back, in milliseconds.
 const IDLE_MS: u16 = 2_000;
@@ -85,6 +86,11 @@ fn read_all(worker: &Worker, flows: &mut Flows) -> bool {
             Err(error) => {
                 flows.give_back(place);
                 let is_expected = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                if error.raw_os_error() == Some(Errno::EBADFD as i32) {
+                    // Somebody removed it. Whoever started us makes another.
+                    error!("the device is gone");
+                    std::process::exit(71);
+                }
                 if !is_expected {
                     warn!(%error, "cannot read from the device");
                     std::thread::sleep(std::time::Duration::from_millis(100));
