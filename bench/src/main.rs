@@ -13,6 +13,7 @@ mod start;
 mod stats;
 mod traffic;
 mod tree;
+mod tunnel;
 
 use clap::{Parser, ValueEnum};
 
@@ -27,6 +28,8 @@ enum Name {
     Traffic,
     /// Exec to first right answer, against mosquitto.
     Start,
+    /// TCP through the encrypted tunnel in user space, against gotatun, boringtun and wireguard-go.
+    Tunnel,
 }
 
 /// Benchmarks against peers.
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         // Two acknowledged beats of the profile `metered` take 40 s.
         Name::Traffic => traffic::run(seconds(90), seconds(90).max(120))?,
         Name::Start => start::run(rounds(9))?,
+        Name::Tunnel => tunnel::run(rounds(7), seconds(5))?,
     };
     println!("\n{machine}\n{}", report::table(&rows));
     Ok(())

@@ -17,6 +17,7 @@ pub mod control;
 pub mod core;
 pub mod counters;
 pub mod flows;
+pub mod fuzz;
 pub mod key;
 pub mod noise;
 pub mod packet;

@@ -47,6 +47,9 @@ pub struct Worker {
     has_ended: AtomicBool,
 }
 
+/// A thread's name, and what it does.
+type Body = (&'static str, fn(&Worker));
+
 impl Worker {
     /// Opens the device.
     ///
@@ -85,12 +88,12 @@ impl Worker {
     /// # Errors
     /// No threads left.
     pub fn start(self: &Arc<Self>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        let bodies: [(&str, fn(&Self)); 3] = [
+        let bodies: [Body; 3] = [
             ("outbound", outbound::run),
             ("inbound", inbound::run),
             ("timers", timers::run),
         ];
-        let start = |(name, body): (&str, fn(&Self))| {
+        let start = |(name, body): Body| {
             let worker = self.clone();
             // What they need is a few kilobytes; the receive's headers are the most.
             let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
@@ -169,14 +172,12 @@ impl Worker {
         let errno = error.raw_os_error().map(Errno::from_raw);
         let count = bytes.len().div_ceil(segment.max(1)) as u64;
         match errno {
-            Some(Errno::EMSGSIZE) => {
-                self.drops.add_many(Reason::TooBig, count);
+            // Larger than the path takes, which only now turned out; or a device on the way that cannot send runs: one by
+            // one, in fragments if need be.
+            Some(Errno::EMSGSIZE | Errno::EINVAL | Errno::EIO) if count > 1 => {
                 self.is_path_too_small.store(true, Ordering::Relaxed);
                 self.timer_at.store(0, Ordering::Relaxed);
                 let _ = self.timer.write(1);
-            }
-            // A device on the way that cannot send runs: one by one.
-            Some(Errno::EIO | Errno::EINVAL) if count > 1 => {
                 for one in bytes.chunks(segment) {
                     self.send(sockets, to, one, segment, tos);
                 }

@@ -71,7 +71,7 @@ impl Flow {
         if self.is_tcp {
             packet[ip + 4..ip + 8].copy_from_slice(&(0xffff_f000_u32.wrapping_add(from as u32)).to_be_bytes());
             packet[ip + 11] = 9;
-            packet[ip + 12] = ((20 + self.options) / 4 << 4) as u8;
+            packet[ip + 12] = (((20 + self.options) / 4) << 4) as u8;
             packet[ip + 13] = if is_last { self.flags } else { self.flags & 0x10 };
             packet[ip + 14] = 7;
         }

@@ -1,5 +1,5 @@
 //! UDP sockets for tunnels: one for each family on one port. A send is a run of datagrams of one size (`UDP_SEGMENT`), a
-//! receive several such runs (`UDP_GRO`, `recvmmsg`). Datagrams are never fragmented: they carry DF, and too large ones are refused.
+//! receive several such runs (`UDP_GRO`, `recvmmsg`). Datagrams carry DF if they fit the path as the kernel knows it; larger ones go in fragments, if they are sent alone.
 
 use super::{get_option, set_option};
 use nix::libc::{self, c_int, c_void};
@@ -45,11 +45,11 @@ impl Udp {
         let set = |level, name, value| set_option(socket.as_fd(), level, name, value);
         let address = if is_v6 {
             set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
-            set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
+            set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT)?;
             set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
             SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
         } else {
-            set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)?;
+            set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT)?;
             set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
             SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
         };
@@ -109,7 +109,7 @@ impl Udp {
     /// no room. `tos`: DSCP and ECN.
     ///
     /// # Errors
-    /// As `sendmsg`: `EMSGSIZE` if they are larger than the path takes.
+    /// As `sendmsg`: `EMSGSIZE` or `EINVAL` if there are several and they are larger than the path takes.
     pub fn send(&self, to: SocketAddr, bytes: &[u8], segment: usize, tos: u8) -> io::Result<()> {
         let (mut name, name_length) = to_raw(to);
         let mut part = libc::iovec {

@@ -9,14 +9,19 @@ use crate::key::random;
 use crate::packet::segment::Segments;
 use crate::packet::vnet::{GSO_NONE, VNET, Vnet};
 use crate::packet::{fragment, icmp};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
-use tracing::warn;
+use tracing::{error, warn};
 
 /// Silence after which memory of a burst is given back, in milliseconds.
 const IDLE_MS: u16 = 2_000;
+
+/// What IPv4 and IPv6 may count on, in bytes (RFC 1122, RFC 8200). On a narrower path, packets up to this go in datagrams that
+/// are fragmented.
+const LEAST_MTU: (u16, u16) = (576, 1_280);
 
 pub(super) fn run(worker: &Worker) {
     let mut flows = Flows::new(u64::from_ne_bytes(random()));
@@ -81,6 +86,11 @@ fn read_all(worker: &Worker, flows: &mut Flows) -> bool {
             Err(error) => {
                 flows.give_back(place);
                 let is_expected = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                if error.raw_os_error() == Some(Errno::EBADFD as i32) {
+                    // Somebody removed it. Whoever started us makes another.
+                    error!("the device is gone");
+                    std::process::exit(71);
+                }
                 if !is_expected {
                     warn!(%error, "cannot read from the device");
                     std::thread::sleep(std::time::Duration::from_millis(100));
@@ -138,11 +148,17 @@ fn forward(worker: &Worker, batch: &mut Batch, frame: &mut [u8]) {
     };
     let sockets = worker.sockets();
     let mtu = grant.mtu.min(worker.mtu.load(Ordering::Relaxed));
-    if segments.largest() <= usize::from(grant.mtu) {
+    let least = if segments.ip().is_v6() {
+        LEAST_MTU.1
+    } else {
+        LEAST_MTU.0
+    };
+    let limit = grant.mtu.max(least);
+    if segments.largest() <= usize::from(limit) {
         return batch.add(worker, &sockets, &grant, &mut segments, mtu.into());
     }
     if vnet.gso_type == GSO_NONE && fragment::is_allowed(segments.frame()) {
-        for mut piece in fragment::fragments(segments.frame(), grant.mtu.into()) {
+        for mut piece in fragment::fragments(segments.frame(), limit.into()) {
             if let Ok(mut segments) = Segments::new(Vnet::default(), &mut piece) {
                 batch.add(worker, &sockets, &grant, &mut segments, mtu.into());
             }
@@ -150,7 +166,7 @@ fn forward(worker: &Worker, batch: &mut Batch, frame: &mut [u8]) {
         return;
     }
     worker.drops.add(Reason::TooBig);
-    refuse(worker, &mut segments, grant.mtu);
+    refuse(worker, &mut segments, limit);
 }
 
 /// Tells the sender of a frame how large packets may be.
