@@ -251,6 +251,9 @@ impl ClusterTier {
         for record in of(overlay::ROW) {
             bad.extend(overlay.restore_row(&record.id, &record.value).err());
         }
+        for record in of(overlay::WANT) {
+            bad.extend(overlay.restore_want(&record.id, &record.value).err());
+        }
         for record in of(overlay::BLOCK) {
             match serde_json::from_slice(&record.value) {
                 Ok(block) => overlay.restore_block(&block),

@@ -31,7 +31,7 @@ pub use fuzz::fuzz_descriptor;
 pub use print::to_native_yaml;
 
 use crate::ids::{ApplicationId, OrganizationId};
-use crate::ports::PortMapping;
+use crate::ports::{PortMapping, PortRange};
 use crate::resources::Resources;
 use finding::Findings;
 use tree::{Item, Node};
@@ -53,6 +53,10 @@ pub const MAX_TEXT: usize = 4 * 1024;
 pub const MAX_LONG_TEXT: usize = 32 * 1024;
 /// Instances of one service that are accepted at most.
 pub const MAX_REPLICAS: u32 = 1000;
+/// Rules in the `allow` of one service that are accepted at most.
+pub const MAX_ALLOW_RULES: usize = 64;
+/// Ranges of ports in one of these that are accepted at most.
+pub const MAX_ALLOW_PORTS: usize = 32;
 /// Bytes of the encoded spec of one instance that are accepted at most.
 pub const MAX_SPEC_BYTES: usize = 96 * 1024;
 
@@ -191,9 +195,38 @@ pub struct ServiceDescriptor {
     pub security: SecurityProfile,
     /// Where it may run.
     pub constraints: Constraints,
-    /// Wished service addresses. Kept for the overlay, not yet honoured; the answer says so.
+    /// Wished service addresses.
     #[serde(default, skip_serializing_if = "Addresses::is_empty")]
     pub addresses: Addresses,
+    /// Who outside of the application may call it, at most [`MAX_ALLOW_RULES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<AllowRule>,
+}
+
+/// Somebody outside of an application who may call one of its services. Names need not exist: the rule takes effect when
+/// they do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowRule {
+    /// `APPLICATION` or `APPLICATION/SERVICE`; without it, all of the organisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Whose; without it, the service's own organisation. One of the two is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    /// Which ports, at most [`MAX_ALLOW_PORTS`]; none: all, and ICMP too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortRange>,
+}
+
+impl AllowRule {
+    /// The name of the application that may call, and of the only service of it.
+    pub fn caller(&self) -> Option<(&str, Option<&str>)> {
+        let from = self.from.as_deref()?;
+        Some(match from.split_once('/') {
+            Some((application, service)) => (application, Some(service)),
+            None => (from, None),
+        })
+    }
 }
 
 /// Wished service addresses, by policy.
@@ -221,7 +254,7 @@ impl ServiceDescriptor {
     /// The service as the tiers below see it.
     ///
     /// `application_name`: of the application it is in; the two names make the path. A digest in the image reference
-    /// pins the image. `addresses` stay behind: they are the overlay's.
+    /// pins the image. `addresses` and `allow` stay behind: they are the overlay's.
     pub fn to_spec(
         &self,
         organization: OrganizationId,

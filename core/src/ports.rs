@@ -117,6 +117,82 @@ impl From<PortMapping> for String {
     }
 }
 
+/// Ports of an instance that somebody may call: `FIRST[-LAST][/tcp|/udp]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange {
+    /// Transport.
+    pub protocol: Protocol,
+    /// The lowest, 1 to 65535.
+    pub first: u16,
+    /// The highest, not below the lowest.
+    pub last: u16,
+}
+
+/// Why a text is not a range of ports.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a range of ports: FIRST[-LAST][/tcp|/udp] with ports from 1 to 65535 expected")]
+pub struct ParsePortRangeError {
+    /// What was refused, cut at 64 characters.
+    pub text: String,
+}
+
+impl PortRange {
+    /// Whether a port is in it.
+    pub fn holds(&self, protocol: Protocol, port: u16) -> bool {
+        self.protocol == protocol && (self.first..=self.last).contains(&port)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = ParsePortRangeError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePortRangeError> {
+        let error = || ParsePortRangeError {
+            text: text.chars().take(64).collect(),
+        };
+        let (numbers, protocol) = match text.split_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((numbers, "tcp")) => (numbers, Protocol::Tcp),
+            Some((numbers, "udp")) => (numbers, Protocol::Udp),
+            Some(_) => return Err(error()),
+        };
+        let port = |digits: &str| -> Result<u16, ParsePortRangeError> {
+            let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+            let port = digits.parse().ok().filter(|port| is_number && *port != 0);
+            port.ok_or_else(error)
+        };
+        let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            return Err(error());
+        }
+        Ok(Self { protocol, first, last })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.first == self.last {
+            true => write!(f, "{}/{}", self.first, self.protocol),
+            false => write!(f, "{}-{}/{}", self.first, self.last, self.protocol),
+        }
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = ParsePortRangeError;
+    fn try_from(text: String) -> Result<Self, ParsePortRangeError> {
+        text.parse()
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> String {
+        range.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +210,36 @@ mod tests {
     fn every_bad_entry_is_named() {
         let errors = PortMapping::parse_list("0;70000;80/sctp;a:b;80").unwrap_err();
         assert_eq!(errors.len(), 4);
+    }
+
+    #[test]
+    fn ranges_of_ports_read_back_what_they_wrote() {
+        for (text, written) in [
+            ("5432", "5432/tcp"),
+            ("53/udp", "53/udp"),
+            ("6000-6010/udp", "6000-6010/udp"),
+            ("7-7/tcp", "7/tcp"),
+            ("1-65535", "1-65535/tcp"),
+        ] {
+            let range: PortRange = text.parse().unwrap();
+            assert_eq!(range.to_string(), written);
+            assert_eq!(written.parse(), Ok(range));
+            assert!(range.holds(range.protocol, range.last) && !range.holds(range.protocol, 0));
+        }
+        for bad in [
+            "",
+            "0",
+            "9-8",
+            "80/sctp",
+            "80/tcp-90",
+            "1-2-3",
+            "-1",
+            "80-",
+            "+80",
+            "65536",
+            "80:80",
+        ] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
     }
 }

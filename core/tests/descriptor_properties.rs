@@ -5,12 +5,12 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use roble_core::descriptor::{
-    Addresses, ApplicationDescriptor, Code, Descriptor, Form, Format, MAX_BYTES, MAX_ENTRIES, MAX_LONG_TEXT, MAX_TEXT,
-    ServiceDescriptor, fuzz_descriptor, parse, to_native_yaml,
+    Addresses, AllowRule, ApplicationDescriptor, Code, Descriptor, Form, Format, MAX_BYTES, MAX_ENTRIES, MAX_LONG_TEXT,
+    MAX_TEXT, ServiceDescriptor, fuzz_descriptor, parse, to_native_yaml,
 };
 use roble_core::ids::{ApplicationId, OrganizationId, RawId};
 use roble_core::labels::Selector;
-use roble_core::ports::{PortMapping, Protocol};
+use roble_core::ports::{PortMapping, PortRange, Protocol};
 use roble_core::resources::Resources;
 use roble_core::spec::{Constraints, RestartPolicy, SecurityProfile, WhenCutOff};
 use serde_json::{Value, json};
@@ -106,7 +106,7 @@ fn service() -> impl Strategy<Value = ServiceDescriptor> {
         any::<bool>(),
         any::<bool>(),
     );
-    (what, how, flags, constraints()).prop_map(|(what, how, flags, constraints)| ServiceDescriptor {
+    (what, how, flags, constraints(), rules()).prop_map(|(what, how, flags, constraints, rules)| ServiceDescriptor {
         name: what.0,
         replicas: what.1,
         virtualization: "container".to_owned(),
@@ -143,7 +143,28 @@ fn service() -> impl Strategy<Value = ServiceDescriptor> {
         } else {
             Addresses::default()
         },
+        allow: rules,
     })
+}
+
+fn rules() -> impl Strategy<Value = Vec<AllowRule>> {
+    let caller = (name(), option::of(name())).prop_map(|(application, service)| match service {
+        Some(service) => format!("{application}/{service}"),
+        None => application,
+    });
+    let range = (select(vec![Protocol::Tcp, Protocol::Udp]), 1_u16.., 1_u16..);
+    let range = range.prop_map(|(protocol, a, b)| PortRange {
+        protocol,
+        first: a.min(b),
+        last: a.max(b),
+    });
+    let rule = (option::of(caller), option::of(name()), vec(range, 0..3));
+    let rule = rule.prop_map(|(from, organization, ports)| AllowRule {
+        organization: organization.or_else(|| from.is_none().then(|| "root".to_owned())),
+        from,
+        ports,
+    });
+    vec(rule, 0..3)
 }
 
 fn descriptor() -> impl Strategy<Value = Descriptor> {

@@ -1,15 +1,22 @@
 //! A tier's tables and one session of the net branch per child, joined. Root and cluster are built on it.
+//!
+//! Children also say what their applications want to know of the services of others ([`WantRow`]). Each want is answered as
+//! long as it stands, under its own key: with the service that it is, whose rows are then told too, or that there is none. A tier
+//! that cannot know passes the want on to its parent; while nothing is heard from there, there is no answer.
 
 use crate::parent::{ParentClocks, ParentEnd, ParentOutput};
 use crate::{Source, unknown_member};
-use roble_core::ids::{ApplicationId, ChildId};
+use roble_core::ids::{ApplicationId, ChildId, ServiceId};
 use roble_core::overlay::block::Block;
-use roble_core::overlay::row::{Row, RowKey};
+use roble_core::overlay::row::{Policy, Row, RowKey, WantRow};
 use roble_core::overlay::tables::{Change, Tables, Writer};
 use roble_core::time::Now;
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::wire;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Wants of one child that are heard at a time.
+pub const MAX_WANTS: usize = 1_024;
 
 /// What the tier around must do, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +31,13 @@ pub enum TablesOutput {
     Violation(ChildId, String),
 }
 
+/// What is known of a want.
+struct Answer {
+    service: Option<(ServiceId, Policy)>,
+    /// Nobody above has to be heard first.
+    is_final: bool,
+}
+
 /// The tables and their readers. See the module's text.
 #[derive(Debug, Clone)]
 pub struct TableServer {
@@ -32,18 +46,44 @@ pub struct TableServer {
     tables: Tables,
     ends: BTreeMap<ChildId, ParentEnd>,
     blocks: BTreeMap<ChildId, Vec<Block>>,
+    wants: Wants,
     out: Vec<TablesOutput>,
 }
 
-struct Told<'a>(&'a Tables, &'a BTreeMap<ChildId, Vec<Block>>, ChildId);
+/// What children want to know, and the answers.
+#[derive(Debug, Clone, Default)]
+struct Wants {
+    /// Nobody above knows more.
+    is_top: bool,
+    heard: BTreeMap<ChildId, BTreeMap<RowKey, WantRow>>,
+    /// Derived, as of `version` of the tables.
+    answers: BTreeMap<ChildId, BTreeMap<RowKey, WantRow>>,
+    /// What the parent is asked. Derived.
+    up: BTreeMap<RowKey, WantRow>,
+    /// Policies of services that somebody used by name and that have no IPv4 address under it. Derived.
+    lacking: BTreeSet<(ServiceId, Policy)>,
+    version: u64,
+    is_changed: bool,
+}
+
+struct Told<'a>(
+    &'a Tables,
+    &'a BTreeMap<ChildId, Vec<Block>>,
+    &'a BTreeMap<ChildId, BTreeMap<RowKey, WantRow>>,
+    ChildId,
+);
 
 impl Told<'_> {
     fn row(&self, key: RowKey) -> Option<Vec<u8>> {
         if let RowKey::Block(first) = key {
-            let block = self.1.get(&self.2)?.iter().find(|block| block.network() == first)?;
+            let block = self.1.get(&self.3)?.iter().find(|block| block.network() == first)?;
             return Some(encode_row(&Row::Block(*block)));
         }
-        self.0.row_for(self.2, key).map(encode_row)
+        if let RowKey::Want(..) = key {
+            let answer = self.2.get(&self.3)?.get(&key)?;
+            return Some(encode_row(&Row::Want(answer.clone())));
+        }
+        self.0.row_for(self.3, key).map(encode_row)
     }
 }
 
@@ -62,8 +102,16 @@ impl TableServer {
             tables: Tables::default(),
             ends: BTreeMap::new(),
             blocks: BTreeMap::new(),
+            wants: Wants::default(),
             out: Vec::new(),
         }
+    }
+
+    /// The same at the top of the tree: what is not known here is not there.
+    #[must_use]
+    pub fn at_the_top(mut self) -> Self {
+        self.wants.is_top = true;
+        self
     }
 
     /// The rows, to be looked at.
@@ -89,6 +137,135 @@ impl TableServer {
         self.tables.remove_child(child);
         self.ends.remove(&child);
         self.blocks.remove(&child);
+        self.wants.heard.remove(&child);
+        self.wants.answers.remove(&child);
+        self.wants.is_changed = true;
+    }
+
+    /// A child wants to know something, or no longer. `false`: it wants more than it may, and is not heard.
+    pub fn set_wanted(&mut self, child: ChildId, key: RowKey, want: Option<WantRow>) -> bool {
+        let heard = self.wants.heard.entry(child).or_default();
+        let changed = match want {
+            Some(_) if heard.len() >= MAX_WANTS && !heard.contains_key(&key) => return false,
+            Some(want) => heard.insert(key, want.clone()) != Some(want),
+            None => heard.remove(&key).is_some(),
+        };
+        self.wants.is_changed |= changed;
+        true
+    }
+
+    /// What a child wants to know.
+    pub fn wanted(&self, child: ChildId) -> impl Iterator<Item = RowKey> + '_ {
+        let heard = self.wants.heard.get(&child);
+        heard.into_iter().flat_map(BTreeMap::keys).copied()
+    }
+
+    /// What a child is told of something that it wants to know; `None`: not yet.
+    pub fn answer_to(&self, child: ChildId, key: RowKey) -> Option<&WantRow> {
+        self.wants.answers.get(&child)?.get(&key)
+    }
+
+    /// What the parent is told of a row, or asked: see [`Tables::row_up`].
+    pub fn row_up(&self, key: RowKey) -> Option<Row> {
+        match key {
+            RowKey::Want(..) => self.wants.up.get(&key).cloned().map(Row::Want),
+            _ => self.tables.row_up(key).cloned(),
+        }
+    }
+
+    /// Policies under which services are used by name, and have no IPv4 address yet: it is the root's to give.
+    pub const fn lacking(&self) -> &BTreeSet<(ServiceId, Policy)> {
+        &self.wants.lacking
+    }
+
+    /// Answers all wants anew if something changed that they depend on; [`settle`](Self::settle) does so too. Whoever gives
+    /// addresses for what is [`lacking`](Self::lacking) does that between the two.
+    pub fn answer_wants(&mut self) {
+        let version = self.tables.version();
+        if !std::mem::take(&mut self.wants.is_changed) && self.wants.version == version {
+            return;
+        }
+        self.wants.version = version;
+        self.wants.lacking.clear();
+        let mut up = BTreeMap::new();
+        for (child, heard) in &self.wants.heard {
+            let mut asked: BTreeMap<ServiceId, BTreeSet<ApplicationId>> = BTreeMap::new();
+            let mut answers = BTreeMap::new();
+            // Who runs nothing of an application has nothing to ask for it.
+            for (key, want) in heard {
+                let Answer { service, is_final } = match self.tables.is_run_by(*child, want.application) {
+                    true => self.answer(*key, want),
+                    false => Answer {
+                        service: None,
+                        is_final: true,
+                    },
+                };
+                // What is here only because it was asked for must go on being asked for, and so must an address.
+                let is_known_here = service.is_some_and(|found| {
+                    let row = self.tables.service(found.0);
+                    !self.lacks(found) && row.is_some_and(|row| self.tables.is_run(row.application))
+                });
+                if let Some(found) = service {
+                    asked.entry(found.0).or_default().insert(want.application);
+                    if self.lacks(found) {
+                        self.wants.lacking.insert(found);
+                    }
+                }
+                let service = service.map(|(service, _)| service);
+                if is_final {
+                    let answer = WantRow {
+                        service,
+                        ..want.clone()
+                    };
+                    answers.insert(*key, answer);
+                }
+                let is_for_others = !self.wants.is_top && !is_known_here;
+                if is_for_others && self.tables.is_run_by(*child, want.application) {
+                    up.insert(
+                        *key,
+                        WantRow {
+                            service: None,
+                            ..want.clone()
+                        },
+                    );
+                }
+            }
+            self.tables.set_asked(*child, asked);
+            let before = self.wants.answers.insert(*child, answers.clone()).unwrap_or_default();
+            let Some(end) = self.ends.get_mut(child) else { continue };
+            for key in before.keys().filter(|key| !answers.contains_key(*key)) {
+                end.set_order(&key.to_string(), None);
+            }
+            for (key, answer) in answers {
+                end.set_order(&key.to_string(), Some(&encode_row(&Row::Want(answer))));
+            }
+        }
+        let before = std::mem::replace(&mut self.wants.up, up);
+        let keys: BTreeSet<RowKey> = before.keys().chain(self.wants.up.keys()).copied().collect();
+        let changed = keys.into_iter().filter(|key| before.get(key) != self.wants.up.get(key));
+        self.out.extend(changed.map(TablesOutput::TellParent));
+    }
+
+    /// Whether an IPv4 address is given at first use, and was not yet.
+    fn lacks(&self, (service, policy): (ServiceId, Policy)) -> bool {
+        let is_first_use = matches!(policy, Policy::Closest | Policy::LeastUsed);
+        let row = self.tables.service(service);
+        is_first_use && row.is_some_and(|row| !row.v4.contains_key(&policy))
+    }
+
+    /// What is known here of a want.
+    fn answer(&self, key: RowKey, want: &WantRow) -> Answer {
+        let service = self.tables.resolve(want.application, &want.wanted);
+        let above = match self.tables.row(key) {
+            Some(Row::Want(above)) => Some(above),
+            _ => None,
+        };
+        let is_final = match service {
+            // An address that only the root gives may be on its way; it has none left if it says so.
+            Some(found) => self.wants.is_top || !self.lacks(found) || above.is_some(),
+            None => self.wants.is_top || above.is_some_and(|above| above.service.is_none()),
+        };
+        Answer { service, is_final }
     }
 
     /// See [`Tables::set_wants`].
@@ -137,7 +314,8 @@ impl TableServer {
             }
             return;
         };
-        for output in end.receive(frame, &Told(&self.tables, &self.blocks, child), now) {
+        let told = Told(&self.tables, &self.blocks, &self.wants.answers, child);
+        for output in end.receive(frame, &told, now) {
             self.handle(child, output);
         }
     }
@@ -167,6 +345,7 @@ impl TableServer {
 
     /// Hands out everything that is to be done. Call after every event.
     pub fn settle(&mut self) -> Vec<TablesOutput> {
+        self.answer_wants();
         for change in self.tables.take_changes() {
             match change {
                 Change::Tell(child, key) => {
@@ -181,7 +360,7 @@ impl TableServer {
         let children: BTreeSet<ChildId> = self.ends.keys().copied().collect();
         for child in children {
             let Some(end) = self.ends.get_mut(&child) else { continue };
-            for output in end.flush(&Told(&self.tables, &self.blocks, child)) {
+            for output in end.flush(&Told(&self.tables, &self.blocks, &self.wants.answers, child)) {
                 self.handle(child, output);
             }
         }

@@ -1,5 +1,6 @@
 //! The daemon's settings: one table, one typed view.
 
+use crate::datapath::Egress;
 use crate::datapath::tunnel::TunnelKind;
 use crate::sealing::SealingConfig;
 use roble_core::overlay::block::{Block, ParseBlockError};
@@ -67,6 +68,24 @@ pub static SETTINGS: &[Setting] = &[
         "number of the VXLAN segment, the same on all nodes",
     )
     .default("50103"),
+    Setting::new(
+        "egress.lan",
+        Kind::Choice(&["deny", "allow"]),
+        "whether containers reach the private networks that the node is directly connected to",
+    )
+    .default("deny"),
+    Setting::new(
+        "egress.metadata",
+        Kind::Choice(&["deny", "allow"]),
+        "whether containers reach 169.254.0.0/16, where clouds give away what a machine is",
+    )
+    .default("deny"),
+    Setting::new(
+        "services.idle",
+        Kind::Duration,
+        "how long services of other applications stay known here when nobody uses them",
+    )
+    .default("60m"),
     Setting::new("node.name", Kind::String, "name of this node in logs").default("local"),
     Setting::new(
         "reconcile.interval",
@@ -110,6 +129,10 @@ pub struct NetConfig {
     pub worker_socket: PathBuf,
     /// This node's address in its site, if it is told.
     pub tunnel_address: Option<IpAddr>,
+    /// What containers reach beside the overlay and the internet.
+    pub egress: Egress,
+    /// How long services of other applications stay known when nobody uses them.
+    pub services_idle: Duration,
     /// Name of this node in logs.
     pub node_name: String,
     /// How often everything is looked at again.
@@ -160,6 +183,11 @@ impl NetConfig {
             sealing: (kind != "off").then_some(sealing),
             worker_socket,
             tunnel_address: address.map_err(|_| SettingsError("tunnel.address is not an IP address".to_owned()))?,
+            egress: Egress {
+                lan: config.string("egress.lan") == "allow",
+                metadata: config.string("egress.metadata") == "allow",
+            },
+            services_idle: config.duration("services.idle").max(Duration::from_secs(1)),
             node_name: config.string("node.name").into(),
             // Zero would never let a request through.
             reconcile_interval: config.duration("reconcile.interval").max(Duration::from_millis(100)),
@@ -194,6 +222,9 @@ mod tests {
         assert_eq!(config.sealing.unwrap().port, 50_103);
         assert_eq!(build(&["--tunnel-kind", "off"]).unwrap().sealing, None);
         assert!(!config.clean_up);
+        assert_eq!(config.egress, Egress::default());
+        let open = build(&["--egress-lan", "allow", "--egress-metadata", "allow"]).unwrap();
+        assert!(open.egress.lan && open.egress.metadata);
         let config = build(&["--endpoint-range", "10.19.0.0/24", "--state-dir=/tmp/x", "--clean-up"]).unwrap();
         assert_eq!(
             (config.endpoint_range.unwrap().capacity(), config.clean_up),

@@ -6,11 +6,14 @@
 
 pub mod conntrack;
 pub mod kernel;
+pub mod lan;
 pub mod link;
 pub mod memory;
+pub mod miss;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod permits;
 pub mod rules;
 pub mod ruleset;
 pub mod sealed;
@@ -19,10 +22,11 @@ pub mod sysctl;
 pub mod tunnel;
 
 use async_trait::async_trait;
+use permits::Member;
 use roble_core::ids::{ApplicationId, NodeId, ServiceId};
 use roble_core::overlay::block::Block;
 use roble_core::overlay::plan::Plan;
-use roble_core::overlay::row::Policy;
+use roble_core::overlay::row::{Allowed, Policy};
 use roble_core::ports::{PortMapping, Protocol};
 use roble_proto::local_net::Tenant;
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +58,11 @@ impl LinkName {
     /// The name of the encrypted tunnel's device.
     pub fn sealed() -> Self {
         Self(sealed::LINK.into())
+    }
+
+    /// The name of the device for packets to unknown services.
+    pub fn miss() -> Self {
+        Self(miss::LINK.into())
     }
 
     /// The name as text, at most 15 bytes.
@@ -119,6 +128,8 @@ pub struct Service {
     pub addresses: BTreeMap<Policy, Vec<IpAddr>>,
     /// Its instances, in any order.
     pub backends: Vec<Backend>,
+    /// Who of other applications may call it.
+    pub allows: Vec<Allowed>,
 }
 
 /// An instance of a service.
@@ -139,6 +150,11 @@ pub struct Backend {
 }
 
 impl Service {
+    /// Whether instances of this service of this application may call it, at some port at least.
+    pub fn may_be_called_by(&self, application: ApplicationId, service: ServiceId) -> bool {
+        self.application == application || self.allows.iter().any(|allowed| allowed.is_about(application, service))
+    }
+
     /// Instances that may get flows, by number.
     pub fn ready(&self) -> impl Iterator<Item = &Backend> {
         let mut ready: Vec<_> = self.backends.iter().filter(|backend| backend.ready).collect();
@@ -163,6 +179,22 @@ pub struct RemoteNode {
     pub block: Block,
 }
 
+/// What containers reach beside the overlay and the internet; by default nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Egress {
+    /// Private networks that the node is directly connected to.
+    pub lan: bool,
+    /// 169.254.0.0/16: services that tell a machine who it is, with keys in it.
+    pub metadata: bool,
+}
+
+/// What becomes of packets to service addresses that are not known here: user space holds them, except those in here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Misses {
+    /// Addresses that are nobody's, or closed to an application.
+    pub refused: BTreeSet<(ApplicationId, IpAddr)>,
+}
+
 /// What comes from the tables of the tree; without any of it, the node is on its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overlay {
@@ -170,14 +202,18 @@ pub struct Overlay {
     pub plan: Plan,
     /// The node's block of endpoint addresses; nothing is attached before there is one.
     pub block: Option<Block>,
-    /// Services of the applications that run here.
+    /// Services of the applications that run here, and those of others that were asked for.
     pub services: Vec<Service>,
+    /// All instances that are told of; those whom rules name are let in.
+    pub members: Vec<Member>,
     /// Other nodes of the same trusted segment.
     pub nodes: Vec<RemoteNode>,
     /// This node's end of the tunnel.
     pub tunnel: Option<tunnel::Tunnel>,
     /// The encrypted tunnel, and who is behind it.
     pub sealed: Option<sealed::Sealed>,
+    /// What is held until it is known; without it, unknown service addresses are refused.
+    pub misses: Option<Misses>,
 }
 
 /// Everything that shall be in the kernel.
@@ -193,12 +229,18 @@ pub struct DatapathConfig {
     pub resting: BTreeSet<Ipv4Addr>,
     /// Services that the endpoints may call.
     pub services: Vec<Service>,
+    /// Instances here and elsewhere; those whom rules of the services name are let in.
+    pub members: Vec<Member>,
     /// Other nodes of the same trusted segment.
     pub nodes: Vec<RemoteNode>,
     /// This node's end of the tunnel; without it, they are not reached.
     pub tunnel: Option<tunnel::Tunnel>,
     /// The encrypted tunnel, and who is behind it.
     pub sealed: Option<sealed::Sealed>,
+    /// What the endpoints reach beside all that.
+    pub egress: Egress,
+    /// What is held until it is known; [`miss::LINK`] must be there then.
+    pub misses: Option<Misses>,
 }
 
 impl DatapathConfig {
@@ -312,6 +354,9 @@ pub trait Datapath: Send + Sync {
     /// # Errors
     /// The first thing that could not be removed; the rest was still tried.
     async fn clean_up(&self) -> Result<(), DatapathError>;
+
+    /// Flows that are tracked now and whose destination was translated: who began them, and what they were sent to.
+    async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)>;
 
     /// The program that listens on a port of the node itself, described for people; `None` if the port is free.
     async fn listener(&self, protocol: Protocol, port: u16) -> Option<String>;

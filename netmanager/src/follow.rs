@@ -2,8 +2,11 @@
 
 use crate::config::{NetConfig, SPEC};
 use crate::datapath::conntrack;
+use crate::datapath::miss::Device;
 use crate::datapath::tunnel::{Tunnel, TunnelKind};
 use crate::dns::{self, DnsMetrics, Listeners, Upstream, Views, Zone};
+use crate::metrics::NetMetrics;
+use crate::misses;
 use crate::nearness::Nearness;
 use crate::overlay::{self, Own};
 use crate::probe;
@@ -11,6 +14,7 @@ use crate::sealing::{Guard, Sealing};
 use crate::service::NetService;
 use crate::session::{self, SessionConfig};
 use crate::tier::Told;
+use crate::wants::{self, Answers, Wants};
 use anyhow::Context as _;
 use roble_core::overlay::block::Block;
 use roble_core::overlay::row::Row;
@@ -37,8 +41,10 @@ pub struct Follow {
     kind: Option<TunnelKind>,
     address: Option<IpAddr>,
     sealing: Option<Sealing>,
+    services_idle: Duration,
     service: Arc<NetService>,
     metrics: DnsMetrics,
+    counters: NetMetrics,
     stop: CancellationToken,
 }
 
@@ -51,6 +57,7 @@ impl Follow {
         config: &NetConfig,
         service: Arc<NetService>,
         metrics: DnsMetrics,
+        counters: NetMetrics,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let now = Timestamp::from_millis(SystemClock.wall());
@@ -66,8 +73,10 @@ impl Follow {
             kind: config.tunnel,
             address: config.tunnel_address,
             sealing: sealing.transpose().context("open the tunnel's keys")?,
+            services_idle: config.services_idle,
             service,
             metrics,
+            counters,
             stop,
         })
     }
@@ -82,19 +91,39 @@ impl Follow {
         let known = Home::load(&self.session.identity).ok().flatten().map(|(home, _)| home);
         let address = self.own_address(known.as_ref()).await;
         let (joined, home) = watch::channel(known.clone());
-        let (says, said) = watch::channel(Vec::new());
         let session = session::open(self.session.clone(), told.clone(), joined).await?;
         // Whoever starts after a power cut has this and nothing else.
         let kept = told.borrow().clone();
+        let wants = Arc::new(Wants::new(self.services_idle, &kept));
+        let device = open_device();
+        let holds = device.is_some();
         let own = self.own(known.as_ref(), address);
-        let first = overlay::overlay(&kept, own, &mut Nearness::default());
+        let first = overlay::overlay(&kept, own, &mut Nearness::default()).holding(holds, &kept);
+        let (own_rows, owned) = watch::channel(self.says(known.as_ref(), first.block, own.tunnel, address));
+        // Whole from the first moment, or the cluster would take back what was wanted before.
+        let (says, said) = watch::channel([owned.borrow().clone(), wants.rows().borrow().clone()].concat());
         if let Err(error) = self.service.set_overlay(first).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "datapath not set yet");
         }
         Ok(tokio::spawn(async move {
+            let hold = async {
+                if let Some(device) = device {
+                    misses::run(
+                        device,
+                        wants.clone(),
+                        self.service.callers(),
+                        self.counters.clone(),
+                        self.stop.clone(),
+                    )
+                    .await;
+                }
+            };
             tokio::join!(
                 self.session_ends(session.run(Arc::new(SystemClock), said, self.stop.clone())),
-                self.follow(hears, home, says)
+                self.follow(hears.clone(), home, own_rows, &wants, holds),
+                say(owned, wants.rows(), says),
+                wants::tend(&wants, &self.service, hears),
+                hold
             );
         }))
     }
@@ -111,7 +140,9 @@ impl Follow {
         &self,
         mut hears: watch::Receiver<Arc<Told>>,
         mut home: watch::Receiver<Option<Home>>,
-        says: watch::Sender<Vec<Row>>,
+        own_rows: watch::Sender<Vec<Row>>,
+        wants: &Arc<Wants>,
+        holds: bool,
     ) {
         let (zones, zone) = watch::channel(Arc::new(Zone::default()));
         let mut serving: Option<(Block, JoinHandle<()>)> = None;
@@ -123,8 +154,9 @@ impl Follow {
             let (told, member) = (hears.borrow_and_update().clone(), home.borrow_and_update().clone());
             let address = self.own_address(member.as_ref()).await;
             let own = self.own(member.as_ref(), address);
-            let wanted = overlay::overlay(&told, own, &mut nearness);
+            let wanted = overlay::overlay(&told, own, &mut nearness).holding(holds, &told);
             let block = wanted.block;
+            let answers = Answers::of(told.rows(), wanted.known());
             zones.send_replace(Arc::new(Zone::new(told.plan(), told.rows())));
             let near = overlay::gateways(&told, member.as_ref());
             gateways.send_if_modified(|last| {
@@ -132,20 +164,16 @@ impl Follow {
                 *last = near;
                 is_changed
             });
-            if let Some(member) = &member {
-                let end = self.sealing.as_ref().zip(address);
-                let end = end.map(|(sealing, address)| {
-                    rotate(sealing);
-                    sealing.end(address)
-                });
-                says.send_replace(overlay::says(member, block, own.tunnel, end));
-            }
+            own_rows.send_replace(self.says(member.as_ref(), block, own.tunnel, address));
             let sealed = self.seal(&told, own).await;
             let set = if set_last.as_ref() == Some(&wanted) {
                 Ok(())
             } else {
                 self.service.set_overlay(wanted.clone()).await
             };
+            if set.is_ok() {
+                wants.set_answers(answers);
+            }
             set_last = set.is_ok().then_some(wanted);
             if let Some(block) = block
                 && serving
@@ -155,7 +183,7 @@ impl Follow {
                 if let Some((_, task)) = serving.take() {
                     task.abort();
                 }
-                serving = self.serve_names(block, &told, &zone).map(|task| (block, task));
+                serving = self.serve_names(block, &told, &zone, wants).map(|task| (block, task));
             }
             if let Err(error) = &set {
                 tracing::error!(
@@ -181,6 +209,22 @@ impl Follow {
                 () = self.stop.cancelled() => return,
             }
         }
+    }
+
+    /// What the node says of itself; nothing before it has joined.
+    fn says(
+        &self,
+        home: Option<&Home>,
+        block: Option<Block>,
+        tunnel: Option<Tunnel>,
+        address: Option<IpAddr>,
+    ) -> Vec<Row> {
+        let Some(home) = home else { return Vec::new() };
+        let end = self.sealing.as_ref().zip(address).map(|(sealing, address)| {
+            rotate(sealing);
+            sealing.end(address)
+        });
+        overlay::says(home, block, tunnel, end)
     }
 
     /// What was measured of other nodes, and how many flows lead where.
@@ -231,7 +275,13 @@ impl Follow {
     }
 
     /// Answers names on the gateway addresses of the block.
-    fn serve_names(&self, block: Block, told: &Told, zone: &watch::Receiver<Arc<Zone>>) -> Option<JoinHandle<()>> {
+    fn serve_names(
+        &self,
+        block: Block,
+        told: &Told,
+        zone: &watch::Receiver<Arc<Zone>>,
+        wants: &Arc<Wants>,
+    ) -> Option<JoinHandle<()>> {
         let gateway = block.gateway();
         let addresses = [IpAddr::V4(gateway), IpAddr::V6(told.plan().endpoint_v6(gateway))];
         let addresses = addresses.map(|address| SocketAddr::new(address, dns::PORT));
@@ -248,6 +298,7 @@ impl Follow {
         let views = Views {
             zone: zone.clone(),
             callers: self.service.callers(),
+            wants: wants.clone(),
         };
         tracing::info!(%gateway, "names are served");
         let served = dns::serve(
@@ -275,6 +326,30 @@ async fn ended(guard: Option<Guard>) {
     match guard {
         Some(guard) => guard.ended().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Without the device all works but the first packet to an unknown service, which is refused then.
+fn open_device() -> Option<Device> {
+    Device::open()
+        .inspect_err(|error| {
+            tracing::warn!(%error, "no TUN device: packets to services of other applications that were not asked for by name are refused");
+        })
+        .ok()
+}
+
+/// All that the node says: of itself, and what it wants.
+async fn say(mut own: watch::Receiver<Vec<Row>>, mut wants: watch::Receiver<Vec<Row>>, says: watch::Sender<Vec<Row>>) {
+    loop {
+        let all = [own.borrow_and_update().clone(), wants.borrow_and_update().clone()].concat();
+        says.send_replace(all);
+        let changed = tokio::select! {
+            changed = own.changed() => changed,
+            changed = wants.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`datapath`] | the seam to the kernel, real and in memory |
 //! | [`follow`] | follows what is told: into the datapath, the name server, and what the node says |
 //! | [`nearness`], [`probe`] | what closest and least used lead to; round-trip times to other nodes |
+//! | [`wants`], [`misses`] | services of other applications, asked for at first use; the packets that wait for the answer |
 //! | [`overlay`] | from what the cluster tells to what kernel and name server are given |
 //! | [`sealing`] | this node's end of the encrypted tunnel: keys, worker, peers |
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
@@ -28,6 +29,7 @@ pub mod datapath;
 pub mod dns;
 pub mod follow;
 pub mod metrics;
+pub mod misses;
 pub mod nearness;
 pub mod overlay;
 pub mod probe;
@@ -36,3 +38,4 @@ pub mod service;
 pub mod session;
 pub mod state;
 pub mod tier;
+pub mod wants;

@@ -55,7 +55,7 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
         return clean_up(&config, datapath, counters).await;
     }
     let service = NetService::open(&config.state_dir, datapath, Arc::new(SystemClock), counters.clone())?;
-    let service = Arc::new(service);
+    let service = Arc::new(service.with_egress(config.egress));
     let names = DnsMetrics::default();
     metrics.register(|registry| names.register(registry));
 
@@ -67,13 +67,13 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let health = Health::new();
     let check = health.check("datapath");
     let (open, is_open) = watch::channel(false);
-    let router = api::router(service.clone(), counters, is_open).merge(health::router(health, metrics));
+    let router = api::router(service.clone(), counters.clone(), is_open).merge(health::router(health, metrics));
     tracing::info!(
         node = config.node_name, socket = %config.socket.display(), version = SPEC.version, "serving"
     );
     let serving = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token());
     let serving = tokio::spawn(serving);
-    let follow = Follow::new(&config, service.clone(), names, shutdown.token())?;
+    let follow = Follow::new(&config, service.clone(), names, counters, shutdown.token())?;
     let told = follow.start().await?;
     open.send_replace(true);
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));

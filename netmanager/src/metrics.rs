@@ -21,6 +21,10 @@ pub struct NetMetrics {
     pub ports_taken: Counter,
     /// Requests refused because there is no free address.
     pub addresses_exhausted: Counter,
+    /// Packets held until it was known where they go.
+    pub packets_held: Counter,
+    /// Packets lost because too many were held already.
+    pub packets_overheld: Counter,
 }
 
 impl NetMetrics {
@@ -53,6 +57,16 @@ impl NetMetrics {
             "addresses_exhausted",
             "Attachments without address",
             self.addresses_exhausted.clone(),
+        );
+        registry.register(
+            "packets_held",
+            "Packets to unknown services that were held",
+            self.packets_held.clone(),
+        );
+        registry.register(
+            "packets_overheld",
+            "Packets to unknown services beyond those that are held",
+            self.packets_overheld.clone(),
         );
     }
 }

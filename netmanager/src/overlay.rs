@@ -1,16 +1,18 @@
 //! From what the cluster tells to what the kernel and the name server are given.
 
+use crate::datapath::permits::Member;
 use crate::datapath::sealed::Sealed;
 use crate::datapath::tunnel::Tunnel;
-use crate::datapath::{Backend, Overlay, RemoteNode, Service};
+use crate::datapath::{Backend, Misses, Overlay, RemoteNode, Service};
 use crate::nearness::Nearness;
 use crate::tier::Told;
+use crate::wants::Answers;
 use roble_core::ids::NodeId;
 use roble_core::overlay::block::Block;
-use roble_core::overlay::row::{NodeRow, Policy, Row};
+use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, Row};
 use roble_core::overlay::tunnel::TunnelEnd;
 use roble_daemon::home::Home;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// This node's part in it.
@@ -47,6 +49,7 @@ pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
                 application: row.application,
                 addresses: addresses.collect(),
                 backends: Vec::new(),
+                allows: row.allows.clone(),
             };
             (row.service, service)
         })
@@ -83,9 +86,37 @@ pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
         plan,
         block: own.block.or(told.block()),
         services: services.into_values().collect(),
+        members: told.instances().map(member).collect(),
         nodes: vxlan.collect(),
         tunnel: own.tunnel,
         sealed,
+        misses: None,
+    }
+}
+
+impl Overlay {
+    /// The same; packets to services that are not known are held, except those of which `told` says that they are nobody's.
+    #[must_use]
+    pub fn holding(self, holds: bool, told: &Told) -> Self {
+        let misses = holds.then(|| Misses {
+            refused: Answers::of(told.rows(), BTreeSet::new()).refused().collect(),
+        });
+        Self { misses, ..self }
+    }
+
+    /// Service addresses that the kernel will know.
+    pub fn known(&self) -> BTreeSet<IpAddr> {
+        let addresses = self.services.iter().flat_map(|service| service.addresses.values());
+        addresses.flatten().copied().collect()
+    }
+}
+
+const fn member(row: &InstanceRow) -> Member {
+    Member {
+        instance: row.instance,
+        application: row.application,
+        v4: row.v4,
+        v6: row.v6,
     }
 }
 

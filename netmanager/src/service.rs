@@ -3,7 +3,7 @@
 //! Stored in the state folder: `attachments.json` (see [`State`]). Requests are handled one after another, each runs to its
 //! end even if the caller goes away.
 
-use crate::datapath::{Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LinkName, Overlay};
+use crate::datapath::{Datapath, DatapathConfig, DatapathError, Egress, Endpoint, EndpointFailure, LinkName, Overlay};
 use crate::dns::{self, Caller, Callers};
 use crate::metrics::NetMetrics;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
@@ -12,6 +12,7 @@ use roble_daemon::clock::Clock;
 use roble_daemon::failpoint;
 use roble_daemon::files::{self, FileError};
 use roble_proto::local_net::{Attach, Attached};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -99,6 +100,7 @@ pub struct NetService {
     overlay: std::sync::Mutex<Arc<Overlay>>,
     /// Who has which endpoint address, for the name server.
     callers: watch::Sender<Arc<Callers>>,
+    egress: Egress,
 }
 
 impl NetService {
@@ -127,8 +129,15 @@ impl NetService {
             state: Mutex::new(state),
             overlay: std::sync::Mutex::default(),
             callers: watch::Sender::default(),
+            egress: Egress::default(),
         };
         Ok(service)
+    }
+
+    /// What containers reach beside the overlay and the internet; nothing, unless it is said here.
+    #[must_use]
+    pub fn with_egress(self, egress: Egress) -> Self {
+        Self { egress, ..self }
     }
 
     /// Attaches `container`, or changes what is attached. May be repeated; a repetition also repairs the datapath.
@@ -228,6 +237,11 @@ impl NetService {
         }
         self.show_callers(&state);
         self.set(&state).await.map(drop).map_err(NetError::Datapath)
+    }
+
+    /// See [`Datapath::translated`].
+    pub async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)> {
+        self.datapath.translated().await
     }
 
     /// Who has which endpoint address, as it changes.
@@ -348,9 +362,12 @@ impl NetService {
             endpoints: endpoints.collect(),
             resting: state.resting(&self.now()),
             services: overlay.services.clone(),
+            members: overlay.members.clone(),
             nodes: overlay.nodes.clone(),
             sealed: overlay.sealed.clone(),
             tunnel: overlay.tunnel,
+            egress: self.egress,
+            misses: overlay.misses.clone(),
         };
         let result = self.datapath.set(&config).await;
         match &result {

@@ -32,6 +32,7 @@ fn row(rng: &mut SmallRng) -> Row {
             path: format!("app/web{}", rng.random_range(0..3)),
             v4: BTreeMap::new(),
             v6: BTreeMap::new(),
+            allows: Vec::new(),
         }),
         1 => Row::Instance(InstanceRow {
             instance: InstanceId {

@@ -402,3 +402,205 @@ fn vxlan_over_ipv6_and_a_node_that_lost_its_address() {
     site.apply();
     assert_eq!(all(&site, far()), [true; 4]);
 }
+
+/// By every address of container `x`, a backend of service 2, from `from`: whether TCP, UDP and echoes get through. All
+/// addresses must agree.
+fn reach(site: &Site, from: &str, to: &str) -> [bool; 3] {
+    let copy = u32::from(
+        site.addresses(to)[0]
+            .to_string()
+            .rsplit('.')
+            .next()
+            .unwrap()
+            .parse::<u8>()
+            .unwrap(),
+    ) - 2;
+    let all = [
+        site.addresses(to),
+        site.instance_addresses(2, copy),
+        vec![site.v4(2), site.v6(2)],
+    ]
+    .concat();
+    let results: BTreeSet<[bool; 3]> = all
+        .iter()
+        .map(|address| {
+            [
+                tcp(site, from, *address).is_ok(),
+                udp(site, from, *address).is_ok(),
+                site.echo(from, *address),
+            ]
+        })
+        .collect();
+    assert_eq!(results.len(), 1, "{from} to {to} differs by address: {results:?}");
+    results.into_iter().next().unwrap()
+}
+
+#[test]
+fn rules_let_in_whom_they_name_at_their_ports_and_nobody_else() {
+    let mut site = Site::new(2);
+    for (name, node, application) in [("a", 0, 1), ("b", 1, 1), ("x", 1, 2), ("z", 0, 3)] {
+        site.add(name, node, Some(application));
+    }
+    site.serve_all();
+    site.service(2, 2, &[2]);
+    let all = |site: &Site, expected: [bool; 3]| {
+        for from in ["a", "b"] {
+            assert_eq!(reach(site, from, "x"), expected, "{from}");
+        }
+        assert_eq!(reach(site, "z", "x"), [false; 3]);
+        assert!(tcp(site, "x", site.addresses("a")[0]).is_err(), "nor back");
+    };
+    site.apply();
+    all(&site, [false; 3]);
+    site.allow(2, &[(1, &[])]);
+    site.apply();
+    all(&site, [true; 3]);
+    site.allow(2, &[(1, &["6999-7000/udp"])]);
+    site.apply();
+    all(&site, [false, true, false]);
+    site.allow(2, &[(1, &["7000/tcp", "80/udp"])]);
+    site.apply();
+    all(&site, [true, false, false]);
+
+    // What is open ends with the rule, by each address and from both nodes.
+    site.allow(2, &[(1, &["7000/tcp", "7000/udp"])]);
+    site.apply();
+    let addresses = [site.addresses("x"), vec![site.v4(2), site.v6(2)]].concat();
+    let mut talks: Vec<Talk> = ["a", "b"]
+        .iter()
+        .flat_map(|from| addresses.iter().map(|address| Talk::open(&site, from, *address).0))
+        .collect();
+    let streams: Vec<_> = addresses.iter().map(|address| site.udp_socket("a", *address)).collect();
+    let is_heard = |socket: &std::net::UdpSocket| {
+        let _ = socket.send(b"x");
+        socket.recv(&mut [0; 64]).is_ok()
+    };
+    assert!(streams.iter().all(is_heard) && talks.iter_mut().all(|talk| talk.say().is_ok()));
+    site.restart(0);
+    site.restart(1);
+    site.apply();
+    assert!(
+        streams.iter().all(is_heard) && talks.iter_mut().all(|talk| talk.say().is_ok()),
+        "a restart ends nothing"
+    );
+    site.allow(2, &[(1, &["7001/tcp"])]);
+    site.apply();
+    assert!(!streams.iter().any(is_heard) && !talks.iter_mut().any(|talk| talk.say().is_ok()));
+    all(&site, [false; 3]);
+
+    // Each end holds its own line.
+    for node in [0, 1] {
+        site.allow(2, &[(1, &[])]);
+        site.set_ruleless(node, true);
+        site.apply();
+        assert_eq!(
+            reach(&site, "a", "x"),
+            [false; 3],
+            "node {node} has not heard of the rule"
+        );
+        site.set_ruleless(node, false);
+    }
+    site.apply();
+    all(&site, [true; 3]);
+}
+
+#[test]
+fn the_first_packets_to_an_unknown_service_wait_until_it_is_known() {
+    let mut site = Site::holding();
+    site.add("a", 0, Some(1));
+    site.add("d", 0, Some(2));
+    // Of other applications, so that no late packet of one waits with those of another.
+    site.add("u", 0, Some(3));
+    site.add("r", 0, Some(4));
+    site.add("nobody", 0, None);
+    site.serve_all();
+    site.service(2, 2, &[1]);
+    site.allow(2, &[(1, &[]), (3, &[]), (4, &[])]);
+    let held = |site: &Site| site.holds(0).metrics.packets_held.get();
+    let wait_held = |site: &Site, more_than: u64| wait("held packets", || (held(site) > more_than).then_some(()));
+    let refused = |socket: &std::net::UdpSocket| {
+        wait("a refusal", || {
+            // Whichever of the two is the next to be told.
+            let error = socket.send(b"x").and_then(|_| socket.recv(&mut [0; 64])).err()?;
+            (error.kind() == io::ErrorKind::ConnectionRefused).then_some(())
+        });
+    };
+    for address in [site.v4(2), site.v6(2)]
+        .into_iter()
+        .chain(site.instance_addresses(2, 1))
+    {
+        let tell = |site: &mut Site, is_told: bool| {
+            site.set_hidden(2, !is_told);
+            site.apply();
+        };
+        tell(&mut site, false);
+        // One packet of TCP; a second connection finds the address known.
+        let before = held(&site);
+        let caller = site.name("a");
+        let call = std::thread::spawn(move || {
+            inside(&caller, move || {
+                let stream = TcpStream::connect_timeout(&(address, site::PORT).into(), Duration::from_secs(10))?;
+                writeln!(&stream, "who")?;
+                let mut line = String::new();
+                BufReader::new(stream).read_line(&mut line).map(|_| line)
+            })
+        });
+        wait_held(&site, before);
+        tell(&mut site, true);
+        assert!(call.join().unwrap().unwrap().starts_with("d "), "{address}");
+        let before = held(&site);
+        assert_eq!(tcp(&site, "a", address).unwrap().0, "d");
+        assert_eq!(udp(&site, "a", address).unwrap().0, "d");
+        assert_eq!(held(&site), before);
+
+        // Datagrams: so many are held, in order, and no more.
+        tell(&mut site, false);
+        let stream = site.udp_socket("u", address);
+        let lost = site.holds(0).metrics.packets_overheld.get();
+        for number in 0..20_u8 {
+            stream.send(&[number]).unwrap();
+        }
+        wait("those too many", || {
+            (site.holds(0).metrics.packets_overheld.get() == lost + 4).then_some(())
+        });
+        tell(&mut site, true);
+        let mut answers = 0;
+        let end = loop {
+            match stream.recv(&mut [0; 64]) {
+                Ok(_) => answers += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(answers, 16, "{address}: {end}");
+
+        // Nobody's: refused, and from then on at once.
+        tell(&mut site, false);
+        let stream = site.udp_socket("r", address);
+        let before = held(&site);
+        stream.send(b"x").unwrap();
+        wait_held(&site, before);
+        site.apply_answered(0, &BTreeSet::from([address]));
+        refused(&stream);
+        let before = held(&site);
+        for call in [tcp as site::Call, udp] {
+            let error = call(&site, "r", address).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
+        assert_eq!(held(&site), before);
+        // Nobody answers: refused in the end.
+        site.apply();
+        refused(&site.udp_socket("r", address));
+        // Who is no instance waits for nothing.
+        let error = tcp(&site, "nobody", address).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+    // Not from the node itself, and nothing leaves by another way.
+    let netns = site.node_name(0);
+    let address = site.v4(2);
+    let error = inside(&netns, move || {
+        TcpStream::connect_timeout(&(address, site::PORT).into(), Duration::from_secs(2)).unwrap_err()
+    });
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    site.clean_up();
+    assert!(!site.node(0, "ip", &["link"]).contains("rbl-"));
+}

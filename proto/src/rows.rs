@@ -1,10 +1,13 @@
 //! Rows of the overlay's tables on the link.
 
 use crate::convert::{DecodeError, address};
-use crate::wire::{self, table_row};
+use crate::wire::{self, table_row, want};
 use prost::Message;
+use roble_core::ids::ParseIdError;
 use roble_core::overlay::plan::Plan;
-use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, RelayRow, Row, RowKey, SeenRow, ServiceRow};
+use roble_core::overlay::row::{
+    Allowed, InstanceRow, MAX_WANTED_NAME, NodeRow, Policy, RelayRow, Row, RowKey, SeenRow, ServiceRow, WantRow, Wanted,
+};
 use roble_core::overlay::tunnel::{MAX_ENDPOINTS, PublicKey, TunnelEnd};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -27,6 +30,7 @@ pub fn encode_row(row: &Row) -> Vec<u8> {
             path: row.path.clone(),
             v4: by_policy(&row.v4),
             v6: by_policy(&row.v6),
+            allows: row.allows.iter().map(encode_allowed).collect(),
         }),
         Row::Instance(row) => table_row::Row::Instance(wire::InstanceRow {
             application: row.application.to_string(),
@@ -51,6 +55,14 @@ pub fn encode_row(row: &Row) -> Vec<u8> {
         }),
         Row::Seen(row) => table_row::Row::Seen(wire::SeenRow {
             address: row.address.to_string(),
+        }),
+        Row::Want(row) => table_row::Row::Want(wire::Want {
+            application: row.application.to_string(),
+            wanted: Some(match &row.wanted {
+                Wanted::Name(name) => want::Wanted::Name(name.clone()),
+                Wanted::Address(address) => want::Wanted::Address(address.to_string()),
+            }),
+            service: row.service.map(|service| service.to_string()).unwrap_or_default(),
         }),
     };
     wire::TableRow { row: Some(row) }.encode_to_vec()
@@ -89,6 +101,46 @@ fn tunnel_end(end: wire::TunnelEnd) -> Result<TunnelEnd, DecodeError> {
     })
 }
 
+fn encode_allowed(allowed: &Allowed) -> wire::Allowed {
+    wire::Allowed {
+        application: allowed.application.to_string(),
+        service: allowed.service.map(|service| service.to_string()).unwrap_or_default(),
+        ports: allowed.ports.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn decode_allowed(allowed: &wire::Allowed) -> Result<Allowed, DecodeError> {
+    let ports = allowed.ports.iter().map(|range| address("ports", range));
+    Ok(Allowed {
+        application: allowed.application.parse()?,
+        service: optional(&allowed.service)?,
+        ports: ports.collect::<Result<_, _>>()?,
+    })
+}
+
+fn decode_want(want: wire::Want) -> Result<WantRow, DecodeError> {
+    let wanted = match want.wanted.ok_or(DecodeError::Missing("wanted"))? {
+        want::Wanted::Name(name) if name.len() <= MAX_WANTED_NAME => Wanted::Name(name),
+        want::Wanted::Name(name) => {
+            return Err(DecodeError::Invalid {
+                field: "name",
+                value: name.chars().take(64).collect(),
+            });
+        }
+        want::Wanted::Address(text) => Wanted::Address(address("address", &text)?),
+    };
+    Ok(WantRow {
+        application: want.application.parse()?,
+        wanted,
+        service: optional(&want.service)?,
+    })
+}
+
+/// An id that may be left out.
+fn optional<T: FromStr<Err = ParseIdError>>(text: &str) -> Result<Option<T>, DecodeError> {
+    Ok((!text.is_empty()).then(|| text.parse()).transpose()?)
+}
+
 /// Decodes the value of an item of the net branch.
 ///
 /// # Errors
@@ -121,6 +173,7 @@ pub fn decode_row(key: &str, value: &[u8]) -> Result<Row, DecodeError> {
             path: row.path,
             v4: from_policies(&row.v4)?,
             v6: from_policies(&row.v6)?,
+            allows: row.allows.iter().map(decode_allowed).collect::<Result<_, _>>()?,
         }),
         (RowKey::Instance(instance), table_row::Row::Instance(row)) => Row::Instance(InstanceRow {
             instance,
@@ -149,6 +202,7 @@ pub fn decode_row(key: &str, value: &[u8]) -> Result<Row, DecodeError> {
             relay,
             address: address("address", &row.address)?,
         }),
+        (RowKey::Want(..), table_row::Row::Want(want)) => Row::Want(decode_want(want)?),
         _ => return Err(mismatch()),
     };
     if row.key() == parsed { Ok(row) } else { Err(mismatch()) }
@@ -177,6 +231,18 @@ mod tests {
                     (Policy::Instance(4), [10, 30, 0, 1].into()),
                 ]),
                 v6: BTreeMap::from([(Policy::Closest, "fdff:1000::7".parse().unwrap())]),
+                allows: vec![
+                    Allowed {
+                        application: id.parse().unwrap(),
+                        service: None,
+                        ports: Vec::new(),
+                    },
+                    Allowed {
+                        application: id.parse().unwrap(),
+                        service: Some(instance.service),
+                        ports: vec!["5432/tcp".parse().unwrap(), "6000-6010/udp".parse().unwrap()],
+                    },
+                ],
             }),
             Row::Instance(InstanceRow {
                 instance,
@@ -207,6 +273,16 @@ mod tests {
                 relay: id.parse().unwrap(),
                 address: ([203, 0, 113, 1], 4096).into(),
             }),
+            Row::Want(WantRow {
+                application: id.parse().unwrap(),
+                wanted: Wanted::Name("web.shop".to_owned()),
+                service: None,
+            }),
+            Row::Want(WantRow {
+                application: id.parse().unwrap(),
+                wanted: Wanted::Address([10, 30, 0, 7].into()),
+                service: Some(instance.service),
+            }),
         ];
         for row in &rows {
             let key = row.key().to_string();
@@ -217,5 +293,27 @@ mod tests {
             }
         }
         assert!(decode_row("p", b"nonsense").is_err());
+    }
+
+    /// Bytes of the release before rules: a row of a service without them.
+    #[test]
+    fn rows_of_before_there_were_rules_are_read() {
+        let id = "0123456789abcdef01234567";
+        let row = Row::Service(ServiceRow {
+            service: id.parse().unwrap(),
+            organization: id.parse().unwrap(),
+            application: id.parse().unwrap(),
+            path: "shop/web".to_owned(),
+            v4: BTreeMap::from([(Policy::RoundRobin, [10, 30, 55, 55].into())]),
+            v6: BTreeMap::new(),
+            allows: Vec::new(),
+        });
+        let text = |tag: u8, text: &str| [&[tag << 3 | 2, text.len() as u8], text.as_bytes()].concat();
+        let pair = [text(1, "round-robin"), text(2, "10.30.55.55")].concat();
+        let pair = [&[4 << 3 | 2, pair.len() as u8], pair.as_slice()].concat();
+        let fields = [text(1, id), text(2, id), text(3, "shop/web"), pair].concat();
+        let old = [&[3 << 3 | 2, fields.len() as u8], fields.as_slice()].concat();
+        assert_eq!(decode_row(&format!("s-{id}"), &old).unwrap(), row);
+        assert_eq!(encode_row(&row), old, "and an older peer reads ours");
     }
 }

@@ -9,6 +9,7 @@ mod access;
 mod fleet;
 pub mod model;
 mod overlay;
+mod rules;
 mod services;
 mod stored;
 pub mod tenant;
@@ -292,7 +293,7 @@ impl RootTier {
         now: Now,
         rng: &mut dyn RngCore,
     ) -> (Self, Vec<Write>, Vec<String>) {
-        let tables = TableServer::new(ParentClocks::of_tables(&config.clocks), true);
+        let tables = TableServer::new(ParentClocks::of_tables(&config.clocks), true).at_the_top();
         let mut tier = Self {
             children: Children::new(Level::Clusters, config.clocks, true, now.boot),
             overlay: Overlay::new(config.plan, tables),
@@ -409,7 +410,14 @@ impl RootTier {
                 self.services.insert(id, service);
             }
         }
-        self.services.values().for_each(|service| self.overlay.publish(service));
+        let resolved: Vec<_> = self
+            .services
+            .values()
+            .map(|service| self.resolve_rules(service))
+            .collect();
+        for (service, allows) in self.services.values().zip(resolved) {
+            self.overlay.publish(service, allows);
+        }
         let active = |member: &&Member| member.state == MemberState::Active;
         let clusters: Vec<ChildId> = self.registry.members().filter(active).map(|member| member.id).collect();
         for child in clusters {

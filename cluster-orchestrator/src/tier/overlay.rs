@@ -12,7 +12,7 @@ use roble_core::tier::{Output, Write};
 use roble_core::time::Now;
 use roble_link::Source;
 use roble_link::child::{ChildEnd, ChildOutput};
-use roble_link::tables::{TableServer, TablesOutput};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::topics::Branch;
 use roble_proto::wire;
@@ -21,6 +21,9 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Kind of record: a row of the root, as received.
 pub(super) const ROW: &str = "row";
+/// Kind of record: what a node wants to know. Without it a cluster that starts would ask the root for less than before, and
+/// take back from its nodes what they use.
+pub(super) const WANT: &str = "want";
 /// Kind of record: a block that a node has or had.
 pub(super) const BLOCK: &str = "block";
 
@@ -49,7 +52,7 @@ struct Up<'a>(&'a TableServer);
 
 impl Source for Up<'_> {
     fn value(&self, _: wire::SetKind, key: &str) -> Option<Vec<u8>> {
-        self.0.tables().row_up(key.parse().ok()?).map(encode_row)
+        Some(encode_row(&self.0.row_up(key.parse().ok()?)?))
     }
 }
 
@@ -72,6 +75,19 @@ impl Overlay {
         let row = decode_row(key, value).map_err(|error| format!("row {key}: {error}"))?;
         self.uplink.restore_order(key, value);
         self.hear_row(row.key(), Some(row));
+        Ok(())
+    }
+
+    /// Takes up what a node wanted to know. Returns what is wrong with it.
+    pub fn restore_want(&mut self, id: &str, value: &[u8]) -> Result<(), String> {
+        let bad = || format!("want {id}");
+        let (child, key) = id.split_once('.').ok_or_else(bad)?;
+        let child = child.parse().map_err(|_| bad())?;
+        match decode_row(key, value) {
+            Ok(Row::Want(want)) => drop(self.server.set_wanted(child, want.key(), Some(want))),
+            Ok(_) => return Err(bad()),
+            Err(error) => return Err(format!("want {id}: {error}")),
+        }
         Ok(())
     }
 
@@ -118,6 +134,11 @@ impl ClusterTier {
     /// A node is gone for good.
     pub(super) fn remove_from_overlay(&mut self, child: ChildId, now: Now, out: &mut Output<Act>) {
         let overlay = &mut self.overlay;
+        let wants = overlay
+            .server
+            .wanted(child)
+            .map(|key| Write::delete(WANT, want_id(child, key)));
+        out.writes.extend(wants);
         overlay.server.remove_child(child);
         overlay.server.set(Writer::Own, RowKey::Node(NodeId(child.0)), None);
         overlay.claims.remove(&child);
@@ -250,12 +271,25 @@ impl ClusterTier {
                 }
                 self.overlay.is_due = true;
             }
+            TablesOutput::Heard(child, key @ RowKey::Want(..), None) => {
+                self.overlay.server.set_wanted(child, key, None);
+                out.writes.push(Write::delete(WANT, want_id(child, key)));
+            }
+            TablesOutput::Heard(child, key @ RowKey::Want(..), Some(Row::Want(want))) => {
+                let value = encode_row(&Row::Want(want.clone()));
+                if self.overlay.server.set_wanted(child, key, Some(want)) {
+                    out.writes.push(Write::put(WANT, want_id(child, key), value));
+                } else {
+                    let what = format!("node {child} wants to know more than {MAX_WANTS} things");
+                    out.acts.push(Act::Note(Note::Violation(what)));
+                }
+            }
             TablesOutput::Heard(child, key, _) => {
                 let what = format!("node {child}: row {key} is not its to write");
                 out.acts.push(Act::Note(Note::Violation(what)));
             }
             TablesOutput::TellParent(key) => {
-                let value = self.overlay.server.tables().row_up(key).map(encode_row);
+                let value = self.overlay.server.row_up(key).map(|row| encode_row(&row));
                 self.overlay.uplink.set_status(&key.to_string(), value.as_deref());
             }
             TablesOutput::Violation(child, what) => {
@@ -318,6 +352,10 @@ impl ClusterTier {
             }
         }
     }
+}
+
+fn want_id(child: ChildId, key: RowKey) -> String {
+    format!("{child}.{key}")
 }
 
 fn block_write(block: Block, holder: Option<ChildId>, now: Now) -> Option<Write> {

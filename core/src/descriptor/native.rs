@@ -1,5 +1,6 @@
 //! The native form: strict, with defaults for all but the image. `docs/descriptor.md` is its reference.
 
+mod allow;
 mod service;
 
 use super::finding::{Code, Findings, shown};

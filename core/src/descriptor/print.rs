@@ -2,8 +2,8 @@
 
 use super::tree::Value;
 use super::{
-    Addresses, ApplicationDescriptor, DEFAULT_RESOURCES, DEFAULT_STOP_GRACE_MS, Descriptor, ServiceDescriptor,
-    quantity, yaml,
+    Addresses, AllowRule, ApplicationDescriptor, DEFAULT_RESOURCES, DEFAULT_STOP_GRACE_MS, Descriptor,
+    ServiceDescriptor, quantity, yaml,
 };
 use crate::spec::{Constraints, RestartPolicy, SecurityProfile, WhenCutOff};
 use std::fmt::Display;
@@ -136,6 +136,7 @@ fn service(page: &mut Page, indent: usize, service: &ServiceDescriptor) {
     }
     placement(page, indent, &service.constraints);
     addresses(page, indent, &service.addresses);
+    allow(page, indent, &service.allow);
 }
 
 fn placement(page: &mut Page, indent: usize, constraints: &Constraints) {
@@ -176,6 +177,23 @@ fn addresses(page: &mut Page, indent: usize, addresses: &Addresses) {
         "addresses",
         wished.into_iter().filter_map(|(key, address)| Some((key, address?))),
     );
+}
+
+fn allow(page: &mut Page, indent: usize, rules: &[AllowRule]) {
+    if !rules.is_empty() {
+        page.line(indent, "allow:");
+    }
+    for rule in rules {
+        page.item_from = Some(page.text.len());
+        if let Some(from) = &rule.from {
+            page.entry(indent + 4, "from", quoted(from));
+        }
+        if let Some(organization) = &rule.organization {
+            page.entry(indent + 4, "organization", quoted(organization));
+        }
+        let ports: Vec<String> = rule.ports.iter().map(ToString::to_string).collect();
+        page.list(indent + 4, "ports", &ports);
+    }
 }
 
 /// `text` as a YAML scalar that reads back as the text.

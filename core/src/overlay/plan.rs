@@ -2,7 +2,7 @@
 
 use super::block::Block;
 use super::row::Policy;
-use crate::ids::ServiceId;
+use crate::ids::{RawId, ServiceId};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -54,6 +54,24 @@ impl Plan {
         bytes[2..4].copy_from_slice(&group.to_be_bytes());
         bytes[4..].copy_from_slice(service.0.as_bytes());
         Some(Ipv6Addr::from(bytes))
+    }
+
+    /// The service and policy that an IPv6 address follows from: [`service_v6`](Self::service_v6) the other way round.
+    pub fn service_of_v6(&self, address: Ipv6Addr) -> Option<(ServiceId, Policy)> {
+        let bytes = address.octets();
+        let mut id = [0; 12];
+        id.copy_from_slice(&bytes[4..]);
+        let service = ServiceId(RawId::from_bytes(id));
+        let number = u32::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+        [
+            Policy::RoundRobin,
+            Policy::Closest,
+            Policy::LeastUsed,
+            Policy::Instance(number),
+        ]
+        .into_iter()
+        .find(|policy| self.service_v6(*policy, service) == Some(address))
+        .map(|policy| (service, policy))
     }
 
     /// The range of IPv6 addresses under a policy, for people.
@@ -110,6 +128,16 @@ mod tests {
         assert_eq!(rr.to_string(), "fdff:2000:123:4567:89ab:cdef:123:4567");
         let third = plan.service_v6(Policy::Instance(3), service).unwrap();
         assert_eq!(third.to_string(), "fdff:3:123:4567:89ab:cdef:123:4567");
+        for policy in [
+            Policy::RoundRobin,
+            Policy::Closest,
+            Policy::LeastUsed,
+            Policy::Instance(2_047),
+        ] {
+            let address = plan.service_v6(policy, service).unwrap();
+            assert_eq!(plan.service_of_v6(address), Some((service, policy)));
+        }
+        assert_eq!(plan.service_of_v6("fdfe:2000::1".parse().unwrap()), None);
         assert_eq!(plan.service_v6(Policy::Instance(2_048), service), None);
         assert!(plan.is_service(rr.into()) && plan.is_service(third.into()));
         let endpoint = Ipv4Addr::new(10, 18, 0, 2);

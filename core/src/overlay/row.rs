@@ -1,9 +1,10 @@
-//! What the tables say.
+//! What the tables say, and what is wanted of them.
 
 use super::block::Block;
 use super::plan::Plan;
 use super::tunnel::{PublicKey, TunnelEnd};
 use crate::ids::{ApplicationId, ClusterId, InstanceId, NodeId, OrganizationId, ParseIdError, ServiceId};
+use crate::ports::PortRange;
 use crate::status::{InstanceStatus, Phase};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,6 +24,20 @@ pub enum Policy {
     LeastUsed,
     /// Always this number, wherever it runs.
     Instance(u32),
+}
+
+impl Policy {
+    /// What a label in front of a service's name asks for. A number is written in one way only.
+    pub fn of_label(label: &str) -> Option<Self> {
+        match label {
+            "closest" => Some(Self::Closest),
+            "least" => Some(Self::LeastUsed),
+            number => {
+                let instance: u32 = number.parse().ok()?;
+                (instance.to_string() == number).then_some(Self::Instance(instance))
+            }
+        }
+    }
 }
 
 /// A text is not a [`Policy`].
@@ -85,6 +100,27 @@ pub struct ServiceRow {
     pub v4: BTreeMap<Policy, Ipv4Addr>,
     /// IPv6 addresses that its owner asked for, beside those that follow from its id ([`Plan::service_v6`]).
     pub v6: BTreeMap<Policy, Ipv6Addr>,
+    /// Who outside of its application may call it: its owner's rules, as far as those that they name are there.
+    #[serde(default)]
+    pub allows: Vec<Allowed>,
+}
+
+/// Somebody outside of an application who may call a service of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Allowed {
+    /// The caller's application.
+    pub application: ApplicationId,
+    /// The only service of it that may; without it, all may.
+    pub service: Option<ServiceId>,
+    /// Which ports of the called service; none: all, and ICMP too.
+    pub ports: Vec<PortRange>,
+}
+
+impl Allowed {
+    /// Whether it is about an instance of this service of this application.
+    pub fn is_about(&self, application: ApplicationId, service: ServiceId) -> bool {
+        self.application == application && self.service.is_none_or(|only| only == service)
+    }
 }
 
 impl ServiceRow {
@@ -95,6 +131,11 @@ impl ServiceRow {
         v4.into_iter()
             .chain(own)
             .chain(self.v6.get(&policy).copied().map(IpAddr::V6))
+    }
+
+    /// Whether anybody of an application may call it.
+    pub fn is_open_to(&self, application: ApplicationId) -> bool {
+        self.application == application || self.allows.iter().any(|allowed| allowed.application == application)
     }
 
     /// Its name below the domain, see [`name_of`].
@@ -187,6 +228,44 @@ pub struct SeenRow {
     pub address: SocketAddr,
 }
 
+/// What somebody wants to know of the services of others, or of the addresses of a policy that has none yet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    /// The labels below the domain, in lower case: `web.shop`, `closest.web.shop`.
+    Name(String),
+    /// An address of a service.
+    Address(IpAddr),
+}
+
+/// Bytes of a wanted name at most.
+pub const MAX_WANTED_NAME: usize = 253;
+
+impl Wanted {
+    /// What distinguishes it from the other wants of the same application: a digest (FNV-1a, 64 bits). Who makes two that are
+    /// equal in this harms nobody but its own application.
+    fn digest(&self) -> u64 {
+        let text = match self {
+            Self::Name(name) => format!("n{name}"),
+            Self::Address(address) => format!("a{address}"),
+        };
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+}
+
+/// Upwards: an application wants to know something. Downwards, under the same key: the answer, as long as it is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantRow {
+    /// Who wants it.
+    pub application: ApplicationId,
+    /// What.
+    pub wanted: Wanted,
+    /// Downwards, the service that it is; `None`: there is none, or it is closed to the application.
+    pub service: Option<ServiceId>,
+}
+
 /// One row of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -205,6 +284,8 @@ pub enum Row {
     Relay(RelayRow),
     /// A node as a relay sees it.
     Seen(SeenRow),
+    /// What an application wants to know, and the answer.
+    Want(WantRow),
 }
 
 /// What a row is about: its key on the link and in the stores.
@@ -225,6 +306,8 @@ pub enum RowKey {
     Relay(ClusterId),
     /// A node as the relay of a cluster sees it.
     Seen(NodeId, ClusterId),
+    /// What an application wants to know: a digest of it.
+    Want(ApplicationId, u64),
 }
 
 /// A text is not a [`RowKey`].
@@ -248,6 +331,7 @@ impl fmt::Display for RowKey {
             Self::Node(id) => write!(f, "n-{id}"),
             Self::Relay(id) => write!(f, "r-{id}"),
             Self::Seen(node, relay) => write!(f, "e-{node}.{relay}"),
+            Self::Want(application, digest) => write!(f, "w-{application}-{digest:016x}"),
         }
     }
 }
@@ -276,8 +360,22 @@ impl FromStr for RowKey {
                 let relay = relay.parse().map_err(|source| error(Some(source)))?;
                 Ok(Self::Seen(node, relay))
             }
+            "w" => {
+                let (application, digest) = rest.split_once('-').ok_or_else(|| error(None))?;
+                let application = application.parse().map_err(|source| error(Some(source)))?;
+                let is_digest = digest.len() == 16 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+                let digest = u64::from_str_radix(digest, 16).ok().filter(|_| is_digest);
+                Ok(Self::Want(application, digest.ok_or_else(|| error(None))?))
+            }
             _ => Err(error(None)),
         }
+    }
+}
+
+impl WantRow {
+    /// Its key, the same in both directions.
+    pub fn key(&self) -> RowKey {
+        RowKey::Want(self.application, self.wanted.digest())
     }
 }
 
@@ -296,7 +394,7 @@ impl From<RowKey> for String {
 
 impl Row {
     /// What it is about.
-    pub const fn key(&self) -> RowKey {
+    pub fn key(&self) -> RowKey {
         match self {
             Self::Plan(_) => RowKey::Plan,
             Self::Block(block) => RowKey::Block(block.network()),
@@ -305,6 +403,7 @@ impl Row {
             Self::Node(row) => RowKey::Node(row.node),
             Self::Relay(row) => RowKey::Relay(row.cluster),
             Self::Seen(row) => RowKey::Seen(row.node, row.relay),
+            Self::Want(row) => row.key(),
         }
     }
 }
@@ -324,11 +423,14 @@ mod tests {
             RowKey::Node(NodeId(service.0)),
             RowKey::Relay(ClusterId(service.0)),
             RowKey::Seen(NodeId(service.0), ClusterId(service.0)),
+            RowKey::Want(ApplicationId(service.0), 7),
         ];
         for key in keys {
             assert_eq!(key.to_string().parse::<RowKey>().unwrap(), key);
         }
         for bad in [
+            "w-0123456789abcdef01234567-7",
+            "w-0-0",
             "",
             "x-1",
             "s-",

@@ -1,6 +1,7 @@
 //! Forgetting tracked flows: a flow remembers where its first packet was sent, so without this an UDP stream with fixed
 //! ports would go on towards an address that is gone, or past a port that was published after it began.
 
+use roble_core::ports::Protocol;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ const FILTER_IP_SRC: u32 = 1;
 const FILTER_IP_DST: u32 = 1 << 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
+const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
 /// Which flows to forget, of the namespace of this process.
@@ -52,10 +54,16 @@ pub enum Flows {
 }
 
 /// One tracked flow.
-struct Tracked {
-    from: IpAddr,
-    to: IpAddr,
-    answered_by: IpAddr,
+#[derive(Debug)]
+pub struct Tracked {
+    /// Who began it.
+    pub from: IpAddr,
+    /// What it was sent to.
+    pub to: IpAddr,
+    /// Where it went.
+    pub answered_by: IpAddr,
+    /// Transport and port that it was sent to.
+    pub port: Option<(Protocol, u16)>,
     /// What names it to the kernel: its original tuple, zone and id, as attributes.
     name: Vec<u8>,
 }
@@ -82,6 +90,16 @@ pub fn count(is_from: impl Fn(IpAddr) -> bool) -> io::Result<BTreeMap<IpAddr, u3
         *counts.entry(flow.answered_by).or_default() += 1;
     }
     Ok(counts)
+}
+
+/// Who began flows whose destination was translated, and what they were sent to, each pair once.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn begun() -> io::Result<BTreeSet<(IpAddr, IpAddr)>> {
+    let tracked = [dump(AF_INET)?, dump(AF_INET6)?].into_iter().flatten();
+    let translated = tracked.filter(|flow| flow.to != flow.answered_by);
+    Ok(translated.map(|flow| (flow.from, flow.to)).collect())
 }
 
 fn open() -> io::Result<Socket> {
@@ -136,7 +154,18 @@ fn tracked(attributes: &[u8]) -> Option<Tracked> {
                 .unwrap_or_default(),
         );
     }
+    let port = || {
+        let transport = find(find(attributes, CTA_TUPLE_ORIG)?, 2)?;
+        let protocol = match *find(transport, 1)?.first()? {
+            IPPROTO_TCP => Protocol::Tcp,
+            IPPROTO_UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let port = u16::from_be_bytes(find(transport, 3)?.try_into().ok()?);
+        Some((protocol, port))
+    };
     Some(Tracked {
+        port: port(),
         from: address(CTA_TUPLE_ORIG, false)?,
         to: address(CTA_TUPLE_ORIG, true)?,
         answered_by: address(CTA_TUPLE_REPLY, false)?,
@@ -176,12 +205,31 @@ pub fn forget(flows: &[Flows]) -> io::Result<()> {
     if !listed.is_empty() {
         for flow in dump(AF_INET6)? {
             if listed.iter().any(|flows| flows.holds(&flow)) {
-                let body = [&[AF_INET6, 0, 0, 0], flow.name.as_slice()].concat();
-                result = result.and(delete(&socket, &message(CT_DELETE, NLM_F_REQUEST_ACK, &body)));
+                result = result.and(forget_one(&socket, AF_INET6, &flow));
             }
         }
     }
     result
+}
+
+/// Forgets the flows that `is_lost` says; there may be none. All are tried, the first failure is told.
+///
+/// # Errors
+/// If the kernel does not list them, or refuses.
+pub fn forget_where(is_lost: impl Fn(&Tracked) -> bool) -> io::Result<()> {
+    let socket = open()?;
+    let mut result = Ok(());
+    for family in [AF_INET, AF_INET6] {
+        for flow in dump(family)?.iter().filter(|flow| is_lost(flow)) {
+            result = result.and(forget_one(&socket, family, flow));
+        }
+    }
+    result
+}
+
+fn forget_one(socket: &Socket, family: u8, flow: &Tracked) -> io::Result<()> {
+    let body = [&[family, 0, 0, 0], flow.name.as_slice()].concat();
+    delete(socket, &message(CT_DELETE, NLM_F_REQUEST_ACK, &body))
 }
 
 fn delete(socket: &Socket, request: &[u8]) -> io::Result<()> {

@@ -3,16 +3,21 @@
 //! Works in the network namespace of the process, which its parent has put it into.
 
 use super::conntrack::{self, Flows};
+use super::lan;
 use super::link::{self, Common, Link};
+use super::miss;
 use super::netns::{Connection, Netns};
+use super::permits::{Flow, Permits};
+use super::rules::Found;
 use super::ruleset::{self, Ruleset};
 use super::sealed::{self, Sealed};
-use super::sysctl::{self, Forwarding, Opened};
+use super::sysctl::{self, Forwarding};
 use super::tunnel;
 use super::{
     Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, LinkName, nft, rules, sockets,
 };
 use async_trait::async_trait;
+use roble_core::overlay::plan::Plan;
 use roble_core::overlay::row::Policy;
 use roble_core::ports::Protocol;
 use roble_daemon::failpoint;
@@ -40,10 +45,14 @@ struct Seen {
     links: BTreeMap<String, SeenLink>,
     tunnel: Option<SeenTunnel>,
     sealed: Option<SeenSealed>,
+    /// The device for misses: its index, the ranges that lead to it, its address, and when that was seen.
+    miss: Option<(u32, Plan, Ipv4Addr, Instant)>,
     forgotten: BTreeSet<Ipv4Addr>,
     udp_ports: BTreeSet<u16>,
     /// Which backends stand behind each address of a service; `None` before the first time.
     served: Option<Served>,
+    /// Who may call whom; `None` before the first time.
+    permits: Option<Permits>,
     rules: Option<Rules>,
 }
 
@@ -110,26 +119,33 @@ impl Datapath for KernelDatapath {
                 }),
             }
         }
-        let opened = if present.is_empty() {
-            Opened::default()
-        } else {
-            self.forwarding.plan()?
-        };
-        // Rules first: a link that is up without them could send from any address.
-        let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
-        seen.load_rules(rules::render(config, &endpoints, &opened)).await?;
-        // At once: callers wait for it.
-        seen.forget_unserved(config);
-        failpoint!("net.set.rules");
-        self.forwarding.open(&opened)?;
-        failpoint!("net.set.forwarding");
-
         let node = Connection::open()?;
         let mut links = our_links(&node).await?;
+        let mut found = Found::default();
+        if !present.is_empty() {
+            found.opened = self.forwarding.plan()?;
+            if !config.egress.lan {
+                let ours = links.values().map(|link| link.index).collect();
+                found.lan = lan::connected(&node.handle, &ours).await?;
+            }
+        }
+        // Rules first: a link that is up without them could send from any address.
+        let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
+        let permits = Permits::of(config, &endpoints);
+        seen.load_rules(rules::render(config, &endpoints, &permits, &found))
+            .await?;
+        // At once: callers wait for it.
+        seen.forget_unserved(config);
+        seen.forget_forbidden(config, permits);
+        failpoint!("net.set.rules");
+        self.forwarding.open(&found.opened)?;
+        failpoint!("net.set.forwarding");
+
         for (name, link) in &links {
-            let is_tunnel =
-                (name == tunnel::LINK && config.tunnel.is_some()) || (name == sealed::LINK && config.sealed.is_some());
-            if !is_tunnel && !endpoints.iter().any(|endpoint| endpoint.link.as_str() == name) {
+            let is_device = (name == tunnel::LINK && config.tunnel.is_some())
+                || (name == sealed::LINK && config.sealed.is_some())
+                || (name == miss::LINK && config.misses.is_some());
+            if !is_device && !endpoints.iter().any(|endpoint| endpoint.link.as_str() == name) {
                 link::remove(&node.handle, link).await?;
                 failpoint!("net.set.link-removed");
             }
@@ -172,6 +188,11 @@ impl Datapath for KernelDatapath {
             .await;
         failures.extend(sealed_result.err().map(|error| EndpointFailure {
             link: LinkName::sealed(),
+            error,
+        }));
+        let missed = seen.ensure_miss(&node, config, links.get(miss::LINK), has_v6).await;
+        failures.extend(missed.err().map(|error| EndpointFailure {
+            link: LinkName::miss(),
             error,
         }));
         for (endpoint, netns) in &present {
@@ -229,6 +250,18 @@ impl Datapath for KernelDatapath {
         let forwarding = self.forwarding.restore();
         let rules = nft::load(&ruleset::removal()).await;
         links.and(forwarding).and(rules)
+    }
+
+    async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)> {
+        let flows = tokio::task::spawn_blocking(conntrack::begun).await;
+        match flows.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok(flows) => flows,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "tracked flows were not listed");
+                BTreeSet::new()
+            }
+        }
     }
 
     async fn listener(&self, protocol: Protocol, port: u16) -> Option<String> {
@@ -388,6 +421,32 @@ impl Seen {
         Ok(())
     }
 
+    /// Brings the device for misses up, unless it was found so lately.
+    async fn ensure_miss(
+        &mut self,
+        node: &Connection,
+        config: &DatapathConfig,
+        existing: Option<&Link>,
+        has_v6: bool,
+    ) -> Result<(), DatapathError> {
+        let known = self.miss.take();
+        let Some(link) = existing.filter(|_| config.misses.is_some()) else {
+            return Ok(());
+        };
+        let gateway = config.range.gateway();
+        let is_settled = |known: &(u32, Plan, Ipv4Addr, Instant)| {
+            let same = (known.0, known.1, known.2) == (link.index, config.plan, gateway);
+            same && link.up && known.3.elapsed() < TRUST
+        };
+        if let Some(known) = known.filter(is_settled) {
+            self.miss = Some(known);
+            return Ok(());
+        }
+        miss::ensure(&node.handle, link, &config.plan, gateway, has_v6).await?;
+        self.miss = Some((link.index, config.plan, gateway, Instant::now()));
+        Ok(())
+    }
+
     /// Whether `wanted` was found to be so lately, with this link on the node's side.
     fn is_settled(&self, name: &str, wanted: &SeenLink, existing: Option<&Link>) -> bool {
         let (Some(known), Some(link)) = (self.links.get(name), existing) else {
@@ -446,6 +505,32 @@ impl Seen {
                 .collect::<Vec<_>>(),
         );
         self.served = Some(served);
+    }
+
+    /// Forgets flows that a rule let in and none does any more: their next packet is judged anew, here and at the other end.
+    fn forget_forbidden(&mut self, config: &DatapathConfig, permits: Permits) {
+        let before = self.permits.replace(permits.clone());
+        if before.as_ref().is_some_and(|before| !permits.is_less_than(before)) {
+            return;
+        }
+        let plan = &config.plan;
+        let forgotten = conntrack::forget_where(|tracked| {
+            let (from, to, answered_by) = (tracked.from, tracked.to, tracked.answered_by);
+            // By a published port everybody comes in.
+            let is_ours =
+                plan.is_endpoint(from) && plan.is_endpoint(answered_by) && (to == answered_by || plan.is_service(to));
+            let flow = Flow {
+                from,
+                to: answered_by,
+                port: tracked.port,
+            };
+            let was_let_in = before.as_ref().is_none_or(|before| before.lets_in(&flow));
+            is_ours && was_let_in && !permits.connects(&flow)
+        });
+        if let Err(error) = forgotten {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "tracked flows were not forgotten");
+        }
     }
 
     /// Forgets flows to and from resting addresses, and UDP flows that began before their port was published; each once.

@@ -4,6 +4,7 @@ use super::{Datapath, DatapathConfig, DatapathError, EndpointFailure};
 use async_trait::async_trait;
 use roble_core::ports::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +19,8 @@ pub struct MemoryState {
     pub missing: BTreeSet<PathBuf>,
     /// Whether `set` fails as a whole.
     pub fails: bool,
+    /// Flows to what was translated: who began them, what they were sent to.
+    pub translated: BTreeSet<(IpAddr, IpAddr)>,
     /// Ports in use by programs of the node.
     pub listeners: BTreeMap<(Protocol, u16), String>,
 }
@@ -60,6 +63,10 @@ impl Datapath for MemoryDatapath {
     async fn clean_up(&self) -> Result<(), DatapathError> {
         self.state().config = None;
         Ok(())
+    }
+
+    async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)> {
+        self.state().translated.clone()
     }
 
     async fn listener(&self, protocol: Protocol, port: u16) -> Option<String> {

@@ -106,15 +106,7 @@ fn route(index: u32, to: To) -> RouteMessage {
     let fits = "addresses of one route are of one family";
     let route = RouteMessageBuilder::<IpAddr>::new().output_interface(index);
     match to {
-        To::Host(host) => {
-            let route = route.destination_prefix(host, host_prefix(host)).expect(fits);
-            if host.is_ipv4() {
-                route.scope(RouteScope::Link)
-            } else {
-                route
-            }
-            .build()
-        }
+        To::Host(host) => on_link(route.destination_prefix(host, host_prefix(host)).expect(fits), host),
         To::Everywhere(gateway) => {
             let everywhere = if gateway.is_ipv4() {
                 IpAddr::from([0; 4])
@@ -132,16 +124,17 @@ fn route(index: u32, to: To) -> RouteMessage {
             let route = route.destination_prefix(network, prefix).expect(fits);
             route.gateway(gateway).expect(fits).onlink().build()
         }
-        To::Device { network, prefix } => {
-            let route = route.destination_prefix(network, prefix).expect(fits);
-            if network.is_ipv4() {
-                route.scope(RouteScope::Link)
-            } else {
-                route
-            }
-            .build()
-        }
+        To::Device { network, prefix } => on_link(route.destination_prefix(network, prefix).expect(fits), network),
     }
+}
+
+fn on_link(route: RouteMessageBuilder<IpAddr>, to: IpAddr) -> RouteMessage {
+    let route = if to.is_ipv4() {
+        route.scope(RouteScope::Link)
+    } else {
+        route
+    };
+    route.build()
 }
 
 /// Whether packets to `address` are for this namespace itself.

@@ -1,10 +1,12 @@
 //! What is in our table, from the whole configuration.
 //!
 //! - a container sends from its own addresses only, and reaches neither `127.0.0.0/8` of the node nor the metadata service
+//! - of the node itself it reaches the name server and nothing else; of the node's LAN nothing, unless allowed
 //! - addresses of services lead to backends, see [`services`]; those that lead nowhere are refused at once
 //! - published ports: traffic to any address of the node, from outside, from containers and from the node itself
 //!   (`127.0.0.1` included, `::1` not), goes to the container; traffic to other machines is never touched
-//! - containers of one application reach each other, and nobody else does, see [`isolation`]
+//! - containers of one application reach each other, and otherwise whom rules of a service name, see [`isolation`]
+//! - the first packets to unknown services are held, see [`misses`]
 //! - a tunnel takes from each node what comes from its block, see [`tunnels`]
 //! - from outside only published ports and answers reach a container; leaving traffic gets the node's address
 //! - interfaces on which we had to turn on forwarding forward to and from containers only
@@ -12,22 +14,38 @@
 //! Verdicts of ours are final for us only: other tables of the node still have their say.
 
 pub mod isolation;
+mod misses;
 pub mod services;
 pub mod tunnels;
 
+use super::lan::Network;
+use super::permits::Permits;
 use super::ruleset::Ruleset;
 use super::sysctl::{Opened, OpenedV6};
 use super::{DatapathConfig, Endpoint, LINK_PREFIX};
+use crate::dns;
+use std::collections::BTreeSet;
 
-/// The rules of `config`, with those of its endpoints that are there.
-pub fn render(config: &DatapathConfig, endpoints: &[&Endpoint], opened: &Opened) -> Ruleset {
+/// What was found on the node that the rules depend on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What forwards because of us.
+    pub opened: Opened,
+    /// The node's LAN, closed to containers.
+    pub lan: BTreeSet<Network>,
+}
+
+/// The rules of `config`, with those of its endpoints that are there. `permits`: made of the same.
+pub fn render(config: &DatapathConfig, endpoints: &[&Endpoint], permits: &Permits, found: &Found) -> Ruleset {
     let mut rules = Ruleset::default();
     guard(&mut rules, config, endpoints);
+    close(&mut rules, config);
     services::render(&mut rules, config, endpoints);
+    misses::render(&mut rules, config, endpoints);
     publish(&mut rules, config, endpoints);
-    isolation::render(&mut rules, config, endpoints);
+    isolation::render(&mut rules, config, endpoints, permits);
     tunnels::render(&mut rules, config);
-    leave(&mut rules, config, endpoints, opened);
+    leave(&mut rules, config, endpoints, found);
     rules
 }
 
@@ -47,17 +65,47 @@ fn guard(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]) 
     }
     let mut lines = vec![format!("iifname != {} accept", ours())];
     lines.extend(tunnels::guard(config));
+    lines.extend(misses::come_back(config.misses.as_ref()));
     lines.extend(
         [
             "ip6 saddr { ::, fe80::/10 } drop comment \"link-local, not used here\"",
             "meta nfproto ipv4 iifname . ip saddr != @sources4 counter drop comment \"foreign source\"",
             "meta nfproto ipv6 iifname . ip6 saddr != @sources6 counter drop comment \"foreign source\"",
-            "ip daddr { 127.0.0.0/8, 169.254.169.254 } counter drop comment \"loopback, metadata\"",
-            "ip6 daddr fd00:ec2::254 counter drop comment \"metadata\"",
+            "ip daddr 127.0.0.0/8 counter drop comment \"loopback\"",
         ]
         .map(Into::into),
     );
+    if !config.egress.metadata {
+        lines.extend(
+            ["ip daddr 169.254.0.0/16", "ip6 daddr fd00:ec2::254"]
+                .map(|of| format!("{of} counter reject with icmpx admin-prohibited comment \"metadata\"")),
+        );
+    }
+    lines.extend(misses::go(config));
     rules.base_chain("guard", "filter hook prerouting priority raw", lines);
+}
+
+/// What of the node itself containers reach: names and echoes of the gateway. What began here is answered.
+fn close(rules: &mut Ruleset, config: &DatapathConfig) {
+    let gateway = config.range.gateway();
+    let gateways = [
+        (format!("ip daddr {gateway}"), "icmp"),
+        (format!("ip6 daddr {}", config.plan.endpoint_v6(gateway)), "icmpv6"),
+    ];
+    let mut lines = vec![
+        format!("iifname != {} accept", ours()),
+        // They have rules of their own.
+        format!("iifname {} accept", tunnels::devices()),
+        "ct state established,related accept".into(),
+    ];
+    for (gateway, icmp) in gateways {
+        lines.extend(["udp", "tcp"].map(|protocol| format!("{gateway} {protocol} dport {} accept", dns::PORT)));
+        lines.push(format!("{gateway} {icmp} type echo-request accept"));
+    }
+    // A container that has forgotten which hardware address its gateway has.
+    lines.extend(["nd-neighbor-solicit", "nd-neighbor-advert"].map(|kind| format!("icmpv6 type {kind} accept")));
+    lines.push("counter reject with icmpx admin-prohibited comment \"a program of the node\"".into());
+    rules.base_chain("closed", "filter hook input priority filter", lines);
 }
 
 fn publish(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]) {
@@ -84,8 +132,9 @@ fn publish(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]
 }
 
 /// Between containers and other machines.
-fn leave(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint], opened: &Opened) {
+fn leave(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint], found: &Found) {
     let (plan, range, ours) = (&config.plan, &config.range, ours());
+    let opened = &found.opened;
     rules.set("opened4", "ifname");
     rules.set("opened6", "ifname");
     for name in &opened.v4 {
@@ -119,7 +168,7 @@ fn leave(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint], 
     // An endpoint that has no route here would leave by the default route.
     let (first, last) = plan.endpoints;
     let unknown = "counter reject with icmpx host-unreachable comment \"unknown endpoint\"";
-    let leave = [
+    let mut leave = vec![
         format!("ip daddr {first}-{last} {unknown}"),
         format!(
             "ip6 daddr {}-{} {unknown}",
@@ -127,6 +176,22 @@ fn leave(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint], 
             plan.endpoint_v6(last)
         ),
     ];
+    leave.extend(misses::stay(config));
+    let lan = |is_v4: bool| {
+        let networks = found.lan.iter().filter(|(first, _)| first.is_ipv4() == is_v4);
+        networks
+            .map(|(first, prefix)| format!("{first}/{prefix}"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let lan = [("ip", lan(true)), ("ip6", lan(false))];
+    if lan.iter().any(|(_, networks)| !networks.is_empty()) {
+        // To whoever called a published port from there.
+        leave.push("ct direction reply accept".into());
+    }
+    leave.extend(lan.iter().filter(|(_, networks)| !networks.is_empty()).map(|(family, networks)| {
+        format!("{family} daddr {{ {networks} }} counter reject with icmpx admin-prohibited comment \"the node's LAN\"")
+    }));
     rules.chain("leave", leave);
 
     rules.set("hairpins4", "ipv4_addr . ipv4_addr");

@@ -203,6 +203,16 @@ pub fn prepare_tunnel(name: &str, has_v6: bool) -> Result<(), DatapathError> {
     if has_v6 { forward_v6(name) } else { Ok(()) }
 }
 
+/// Sets what the device for misses needs; to be called before it is up.
+///
+/// # Errors
+/// [`DatapathError::Sysctl`].
+pub fn prepare_miss(name: &str, has_v6: bool) -> Result<(), DatapathError> {
+    // What comes back has the address of a container, which is reached by another link.
+    write(&Path::new(NET).join("ipv4/conf").join(name).join("rp_filter"), "2")?;
+    prepare_tunnel(name, has_v6)
+}
+
 /// Sets what a container's side needs; to be called inside its namespace before the link is up.
 ///
 /// # Errors

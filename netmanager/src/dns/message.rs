@@ -10,7 +10,7 @@ use domain::base::wire::Composer;
 use domain::base::{Message, MessageBuilder, Name, ParsedName, Question, Rtype, Serial, ToName, Ttl};
 use domain::rdata::{A, Aaaa, Ptr, Soa, Srv};
 use roble_core::ids::ServiceId;
-use roble_core::overlay::row::Policy;
+use roble_core::overlay::row::{Policy, Wanted};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// How long an answer of ours may be kept, whether there was something or not.
@@ -125,6 +125,37 @@ pub fn answer(query: &[u8], caller: &Caller, zone: &Zone, transport: Transport) 
         },
     };
     reply(&content)
+}
+
+/// What must be asked for before `query` can be answered: a service of another application that is not known, or the IPv4
+/// address of a policy that has none before its first use.
+pub fn wanted(query: &[u8], caller: &Caller, zone: &Zone) -> Option<Wanted> {
+    let message = Message::from_slice(query).ok()?;
+    if message.header().qr() || message.header().opcode() != Opcode::QUERY {
+        return None;
+    }
+    let asked = asked(message).ok()?;
+    let name = text(asked.qname());
+    let labels = below(&name, DOMAIN)?;
+    let is_wanted = match zone.find(caller, labels) {
+        Found::Service(service, Policy::Closest) if asked.qtype() == Rtype::A => !zone.has_v4(service, Policy::Closest),
+        Found::Service(service, Policy::LeastUsed) if asked.qtype() == Rtype::A => {
+            !zone.has_v4(service, Policy::LeastUsed)
+        }
+        Found::Nothing => zone.may_be_elsewhere(caller, labels),
+        Found::Service(..) | Found::Inner => false,
+    };
+    is_wanted.then(|| Wanted::Name(labels.to_owned()))
+}
+
+/// Whether there is something of ours at the name that `query` asks for.
+pub fn is_found(query: &[u8], caller: &Caller, zone: &Zone) -> bool {
+    let message = Message::from_slice(query).ok();
+    let name = message
+        .and_then(|message| asked(message).ok())
+        .map(|asked| text(asked.qname()));
+    let labels = name.as_deref().and_then(|name| below(name, DOMAIN));
+    labels.is_some_and(|labels| zone.find(caller, labels) != Found::Nothing)
 }
 
 fn asked(message: &Message<[u8]>) -> Result<Asked<'_>, ()> {

@@ -177,6 +177,7 @@ fn crowd(instances: u32) -> (Zone, Caller) {
         path: "shop/web".to_owned(),
         v4: BTreeMap::new(),
         v6: BTreeMap::new(),
+        allows: Vec::new(),
     })];
     rows.extend((0..instances).map(|number| {
         Row::Instance(InstanceRow {

@@ -3,11 +3,14 @@
 use super::message::{self, Answer, Transport, answer};
 use super::metrics::DnsMetrics;
 use super::upstream::{Resolver, Upstream, read_framed, write_framed};
-use super::zone::{Callers, Zone};
+use super::zone::{Caller, Callers, Zone};
+use crate::wants::{Outcome, Wants};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind as bind_socket, listen, setsockopt, socket,
     sockopt,
 };
+use roble_core::ids::ApplicationId;
+use roble_core::overlay::row::Wanted;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -116,12 +119,20 @@ fn open(kind: SockType, address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// What the server knows, as it changes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Views {
     /// The names.
     pub zone: watch::Receiver<Arc<Zone>>,
     /// Who may ask.
     pub callers: watch::Receiver<Arc<Callers>>,
+    /// What must be asked for first.
+    pub wants: Arc<Wants>,
+}
+
+impl std::fmt::Debug for Views {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Views").finish_non_exhaustive()
+    }
 }
 
 /// Answers until `stop`. Queries that are being answered then are dropped.
@@ -175,6 +186,8 @@ enum Step {
     Reply(Vec<u8>),
     /// Ask upstream while holding these.
     Forward([OwnedSemaphorePermit; 2]),
+    /// Ask the cluster for this first, while holding these.
+    Want(ApplicationId, Wanted, [OwnedSemaphorePermit; 2]),
     Nothing,
 }
 
@@ -194,7 +207,32 @@ impl Server {
             return Step::Nothing;
         };
         let zone = self.views.zone.borrow().clone();
-        match answer(query, &caller, &zone, transport) {
+        let application = caller.application;
+        if let Some(wanted) = message::wanted(query, &caller, &zone)
+            && self.views.wants.known(application, &wanted).is_none()
+        {
+            return match (forwards.try_acquire_owned(), self.forwards.clone().try_acquire_owned()) {
+                (Ok(own), Ok(shared)) => Step::Want(application, wanted, [own, shared]),
+                _ => {
+                    self.metrics.limited.inc();
+                    reply(message::failure(query, transport))
+                }
+            };
+        }
+        self.settled(query, &caller, &zone, transport, forwards)
+    }
+
+    /// What becomes of a query when all is known that there is to know.
+    fn settled(
+        &self,
+        query: &[u8],
+        caller: &Caller,
+        zone: &Zone,
+        transport: Transport,
+        forwards: Arc<Semaphore>,
+    ) -> Step {
+        let reply = |bytes: Option<Vec<u8>>| bytes.map_or(Step::Nothing, Step::Reply);
+        match answer(query, caller, zone, transport) {
             Answer::Drop => {
                 self.metrics.dropped.inc();
                 Step::Nothing
@@ -218,6 +256,29 @@ impl Server {
                     reply(message::failure(query, transport))
                 }
             },
+        }
+    }
+
+    /// The answer to a query once `wanted` is known, or was asked for in vain.
+    async fn answer_wanted(
+        &self,
+        query: &[u8],
+        source: IpAddr,
+        transport: Transport,
+        application: ApplicationId,
+        wanted: Wanted,
+    ) -> Option<Vec<u8>> {
+        let outcome = self.views.wants.resolve(application, wanted).await;
+        // It may be gone by now.
+        let caller = self.views.callers.borrow().get(&source).copied()?;
+        let zone = self.views.zone.borrow().clone();
+        if outcome == Outcome::Unknown && !message::is_found(query, &caller, &zone) {
+            self.metrics.unanswered.inc();
+            return message::failure(query, transport);
+        }
+        match self.settled(query, &caller, &zone, transport, Arc::new(Semaphore::new(0))) {
+            Step::Reply(reply) => Some(reply),
+            _ => None,
         }
     }
 
@@ -253,6 +314,16 @@ impl Server {
             match self.step(query, source.ip(), Transport::Udp) {
                 Step::Reply(reply) => send(&socket, &reply, source).await,
                 Step::Nothing => {}
+                Step::Want(application, wanted, permits) => {
+                    let (server, socket, query) = (self.clone(), socket.clone(), query.to_vec());
+                    forwards.spawn(async move {
+                        let _permits = permits;
+                        let answer = server.answer_wanted(&query, source.ip(), Transport::Udp, application, wanted);
+                        if let Some(reply) = answer.await {
+                            send(&socket, &reply, source).await;
+                        }
+                    });
+                }
                 Step::Forward(permits) => {
                     let (server, socket, query) = (self.clone(), socket.clone(), query.to_vec());
                     forwards.spawn(async move {
@@ -318,6 +389,10 @@ impl Server {
             let Some(query) = query else { return Ok(()) };
             let reply = match self.step(&query, source, Transport::Tcp) {
                 Step::Reply(reply) => Some(reply),
+                Step::Want(application, wanted, _permits) => {
+                    self.answer_wanted(&query, source, Transport::Tcp, application, wanted)
+                        .await
+                }
                 Step::Forward(_permits) => self.resolver.ask(&query, Transport::Tcp).await,
                 Step::Nothing => None,
             };

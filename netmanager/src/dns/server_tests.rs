@@ -1,10 +1,14 @@
 //! The server on loopback, with servers upstream that are ours.
 
 use super::*;
+use crate::tier::Told;
+use crate::wants::{Answers, Wants};
 use domain::base::iana::Rcode;
 use domain::base::message_builder::OptBuilder;
 use domain::base::{Message, MessageBuilder, Name, Rtype};
 use domain::rdata::A;
+use roble_core::ids::{RawId, ServiceId};
+use roble_core::overlay::row::{Row, WantRow, Wanted};
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +31,7 @@ struct Node {
     metrics: DnsMetrics,
     zone: watch::Sender<Arc<Zone>>,
     callers: watch::Sender<Arc<Callers>>,
+    wants: Arc<Wants>,
     stop: CancellationToken,
 }
 
@@ -45,9 +50,11 @@ fn start(upstream: Upstream) -> Node {
         (SECOND.into(), zone::sample_caller(2)),
     ]);
     let (callers, callers_view) = watch::channel(Arc::new(callers));
+    let wants = Arc::new(Wants::new(Duration::from_secs(60), &Told::default()));
     let views = Views {
         zone: zone_view,
         callers: callers_view,
+        wants: wants.clone(),
     };
     let (metrics, stop) = (DnsMetrics::default(), CancellationToken::new());
     tokio::spawn(serve(listeners, views, upstream, metrics.clone(), stop.clone()));
@@ -56,6 +63,7 @@ fn start(upstream: Upstream) -> Node {
         metrics,
         zone,
         callers,
+        wants,
         stop,
     }
 }
@@ -261,11 +269,84 @@ async fn a_connection_takes_several_queries_and_ends_when_idle() {
     assert_eq!(read_framed(&mut stream, 9).await.unwrap(), None);
 }
 
+/// What is said of a name that is not there for the caller of organisation 1.
+fn nothing_at(name: &str) -> Answers {
+    let want = WantRow {
+        application: zone::sample_caller(1).application,
+        wanted: Wanted::Name(name.to_owned()),
+        service: None,
+    };
+    Answers::of(&[Row::Want(want)], BTreeSet::new())
+}
+
+#[tokio::test]
+async fn a_service_of_another_application_is_asked_for_and_the_answer_waits() {
+    let node = start(Upstream::Servers(Vec::new()));
+    let (whole, _) = zone::sample();
+    node.zone.send(Arc::new(Zone::default())).unwrap();
+    let wanted = node.wants.rows();
+    let web = query("web.shop.roble", None);
+    let answer = {
+        let (address, web) = (node.address, web.clone());
+        tokio::spawn(async move {
+            let socket = UdpSocket::bind((FIRST, 0)).await.unwrap();
+            socket.send_to(&web, address).await.unwrap();
+            let mut buffer = vec![0; 512];
+            let (length, _) = timeout(DEADLINE, socket.recv_from(&mut buffer)).await.unwrap().unwrap();
+            shown(&buffer[..length])
+        })
+    };
+    let mut changes = wanted.clone();
+    timeout(DEADLINE, changes.wait_for(|rows| !rows.is_empty()))
+        .await
+        .unwrap()
+        .unwrap();
+    let Some(Row::Want(want)) = wanted.borrow().first().cloned() else {
+        panic!("a want")
+    };
+    assert_eq!(want.wanted, Wanted::Name("web.shop".to_owned()));
+    assert!(!answer.is_finished());
+    node.zone.send(Arc::new(whole)).unwrap();
+    let found = WantRow {
+        service: Some(ServiceId(RawId::from_bytes([11; 12]))),
+        ..want
+    };
+    node.wants
+        .set_answers(Answers::of(&[Row::Want(found)], BTreeSet::new()));
+    assert_eq!(answer.await.unwrap(), "NOERROR 10.30.11.1");
+    // Nobody answers: neither there nor not there. Nobody is asked for what is of the own application, or no service's name.
+    assert_eq!(ask_tcp(&node, FIRST, &query("web.mail.roble", None)).await, "SERVFAIL");
+    for name in ["other.shop.roble", "web.roble", "we*b.mail.roble"] {
+        assert_eq!(ask_udp(&node, FIRST, &query(name, None)).await, "NXDOMAIN", "{name}");
+    }
+    // A policy without an IPv4 address: it is asked for, and the name is there all the same.
+    assert_eq!(
+        ask_udp(&node, FIRST, &query("closest.web.shop.roble", None)).await,
+        "NOERROR"
+    );
+    let names: BTreeSet<String> = wanted
+        .borrow()
+        .iter()
+        .filter_map(|row| match row {
+            Row::Want(WantRow {
+                wanted: Wanted::Name(name),
+                ..
+            }) => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        names,
+        ["closest.web.shop", "web.mail", "web.shop"].map(str::to_owned).into()
+    );
+}
+
 #[tokio::test]
 async fn changes_count_at_once() {
     let node = start(Upstream::Servers(Vec::new()));
     let web = query("web.shop.roble", None);
     node.zone.send(Arc::new(Zone::default())).unwrap();
+    node.wants.set_answers(nothing_at("web.shop"));
     assert_eq!(ask_udp(&node, FIRST, &web).await, "NXDOMAIN");
     node.callers.send(Arc::default()).unwrap();
     assert_eq!(ask_udp(&node, FIRST, &web).await, "REFUSED");

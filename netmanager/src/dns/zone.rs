@@ -2,7 +2,7 @@
 
 use roble_core::ids::{ApplicationId, InstanceId, NodeId, OrganizationId, RawId, ServiceId};
 use roble_core::overlay::plan::Plan;
-use roble_core::overlay::row::{InstanceRow, Policy, Row, ServiceRow};
+use roble_core::overlay::row::{InstanceRow, MAX_WANTED_NAME, Policy, Row, ServiceRow};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -69,7 +69,7 @@ impl Zone {
             match row {
                 Row::Service(row) => zone.add_service(row.clone()),
                 Row::Instance(row) => instances.push(row),
-                Row::Plan(_) | Row::Block(_) | Row::Node(_) | Row::Relay(_) | Row::Seen(_) => {}
+                Row::Plan(_) | Row::Block(_) | Row::Node(_) | Row::Relay(_) | Row::Seen(_) | Row::Want(_) => {}
             }
         }
         for row in instances {
@@ -130,13 +130,20 @@ impl Zone {
     /// before a policy in front of another one's name.
     pub fn find(&self, caller: &Caller, name: &str) -> Found {
         let names = self.names.get(&caller.organization);
-        let place = |name: &str| names.and_then(|names| names.get(name)).copied();
+        let is_open = |place: &Place| match place {
+            Place::Service(service) => self
+                .services
+                .get(service)
+                .is_some_and(|entry| entry.row.is_open_to(caller.application)),
+            Place::Inner => true,
+        };
+        let place = |name: &str| names.and_then(|names| names.get(name)).copied().filter(is_open);
         let here = place(name);
         if let Some(Place::Service(service)) = here {
             return Found::Service(service, Policy::RoundRobin);
         }
         if let Some((label, rest)) = name.split_once('.')
-            && let Some(policy) = policy(label)
+            && let Some(policy) = Policy::of_label(label)
             && let Some(Place::Service(service)) = place(rest)
             && self.has(service, policy)
         {
@@ -147,6 +154,30 @@ impl Zone {
             return Found::Inner;
         }
         Found::Nothing
+    }
+
+    /// Whether a service that `caller` does not find may be one of another application, of which nobody here has asked yet.
+    /// Those of its own are all known.
+    pub fn may_be_elsewhere(&self, caller: &Caller, name: &str) -> bool {
+        let own = self
+            .services
+            .values()
+            .find(|entry| entry.row.application == caller.application);
+        let is_own = own
+            .and_then(|entry| entry.row.path.split_once('/'))
+            .is_some_and(|(application, _)| {
+                let application = application.to_ascii_lowercase();
+                name.strip_suffix(&application)
+                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            });
+        let is_name = name.len() <= MAX_WANTED_NAME && !name.contains('?');
+        is_name && name.contains('.') && !is_own
+    }
+
+    /// Whether a service has an IPv4 address under `policy`.
+    pub fn has_v4(&self, service: ServiceId, policy: Policy) -> bool {
+        let entry = self.services.get(&service);
+        entry.is_some_and(|entry| entry.row.v4.contains_key(&policy))
     }
 
     /// Whether a service has an address under `policy` to speak of: numbers count if they run or were given an address.
@@ -209,34 +240,10 @@ impl Zone {
         (is_named && self.has(service, policy)).then(|| self.name(service, policy))?
     }
 
-    /// The service and policy that an IPv6 address follows from: [`Plan::service_v6`] the other way round.
     fn derived(&self, address: IpAddr) -> Option<(ServiceId, Policy)> {
-        let IpAddr::V6(address) = address else { return None };
-        let bytes = address.octets();
-        let mut id = [0; 12];
-        id.copy_from_slice(&bytes[4..]);
-        let service = ServiceId(RawId::from_bytes(id));
-        let number = u32::from(u16::from_be_bytes([bytes[2], bytes[3]]));
-        [
-            Policy::RoundRobin,
-            Policy::Closest,
-            Policy::LeastUsed,
-            Policy::Instance(number),
-        ]
-        .into_iter()
-        .find(|policy| self.plan.service_v6(*policy, service) == Some(address))
-        .map(|policy| (service, policy))
-    }
-}
-
-/// The policy that a label in front of a service's name asks for. A number is written in one way only.
-fn policy(label: &str) -> Option<Policy> {
-    match label {
-        "closest" => Some(Policy::Closest),
-        "least" => Some(Policy::LeastUsed),
-        number => {
-            let instance: u32 = number.parse().ok()?;
-            (instance.to_string() == number).then_some(Policy::Instance(instance))
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => self.plan.service_of_v6(address),
         }
     }
 }
@@ -259,6 +266,7 @@ pub(super) fn sample() -> (Zone, Caller) {
                 (Policy::Instance(0), Ipv4Addr::new(10, 30, service.0.as_bytes()[0], 2)),
             ]),
             v6: BTreeMap::new(),
+            allows: Vec::new(),
         }));
         for number in 0..3 {
             let v4 = Ipv4Addr::new(10, 18, service.0.as_bytes()[0], 2 + number);

@@ -168,6 +168,7 @@ async fn instances_and_tables_reach_the_datapath_and_instances_are_stored() {
             application: ApplicationId(raw),
             addresses: [].into(),
             backends: Vec::new(),
+            allows: Vec::new(),
         }],
         ..Overlay::default()
     };

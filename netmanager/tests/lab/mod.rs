@@ -23,6 +23,8 @@ pub struct Lab {
     namespaces: Vec<String>,
     daemon: Option<Child>,
     pub folder: tempfile::TempDir,
+    /// More settings.
+    pub settings: &'static [&'static str],
 }
 
 /// Runs a program, fails loudly with what it said.
@@ -70,6 +72,8 @@ impl Lab {
             namespaces: Vec::new(),
             daemon: None,
             folder: tempfile::tempdir().unwrap(),
+            // The neighbour is on the node's LAN, as far as IPv4 goes.
+            settings: &["--egress-lan", "allow"],
         };
         let (node, out) = (lab.add("node"), lab.add("out"));
         run(
@@ -136,7 +140,8 @@ impl Lab {
             .args(["--endpoint-range", "10.18.0.0/26", "--identity", "/nonexistent"])
             .arg("--socket")
             .arg(self.socket());
-        command.args(["--reconcile-interval", "500ms"]).args(args);
+        command.args(["--reconcile-interval", "500ms"]);
+        command.args(self.settings).args(args);
         command
     }
 

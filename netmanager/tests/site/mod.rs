@@ -5,19 +5,30 @@ use nix::sched::{CloneFlags, setns};
 use roble_core::ids::{ApplicationId, InstanceId, NodeId, OrganizationId, RawId, ServiceId};
 use roble_core::overlay::block::Block;
 use roble_core::overlay::plan::Plan;
-use roble_core::overlay::row::Policy;
+use roble_core::overlay::row::{Allowed, Policy, Row, WantRow};
+use roble_daemon::CancellationToken;
 use roble_net::datapath::kernel::KernelDatapath;
+use roble_net::datapath::miss::Device;
+use roble_net::datapath::permits::Member;
 use roble_net::datapath::tunnel::{DEFAULT_PORT, Tunnel, TunnelKind};
-use roble_net::datapath::{Backend, Datapath as _, DatapathConfig, Endpoint, LinkName, RemoteNode, Service, nft};
+use roble_net::datapath::{
+    Backend, Datapath as _, DatapathConfig, Egress, Endpoint, LinkName, Misses, RemoteNode, Service, nft,
+};
+use roble_net::dns::{Caller, Callers};
+use roble_net::metrics::NetMetrics;
+use roble_net::misses;
+use roble_net::tier::Told;
+use roble_net::wants::{Answers, Wants};
 use roble_proto::local_net::Tenant;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -54,8 +65,33 @@ pub struct Site {
     containers: Vec<Container>,
     /// By number: application and ready backends.
     services: BTreeMap<u8, (u8, Vec<usize>)>,
+    /// Who may call a service: application and ports.
+    rules: BTreeMap<u8, Vec<(u8, Vec<&'static str>)>>,
+    /// Nodes that have not heard of any rule.
+    ruleless: BTreeSet<usize>,
+    /// Services that no node was told of yet.
+    hidden: BTreeSet<u8>,
+    /// On nodes that hold the first packets to unknown services.
+    holds: Vec<Holds>,
     namespaces: Vec<String>,
     _folder: tempfile::TempDir,
+}
+
+/// What holds packets on one node.
+pub struct Holds {
+    pub wants: Arc<Wants>,
+    pub metrics: NetMetrics,
+    callers: watch::Sender<Arc<Callers>>,
+}
+
+impl Holds {
+    fn new() -> Self {
+        Self {
+            wants: Arc::new(Wants::new(Duration::from_secs(60), &Told::default())),
+            metrics: NetMetrics::default(),
+            callers: watch::Sender::default(),
+        }
+    }
 }
 
 const fn raw(kind: u8, number: u8) -> RawId {
@@ -63,10 +99,11 @@ const fn raw(kind: u8, number: u8) -> RawId {
 }
 
 /// The thread of one node: works inside its namespace.
-fn node(netns: &str, state: PathBuf) -> mpsc::Sender<(Request, oneshot::Sender<()>)> {
+fn node(netns: &str, state: PathBuf, holds: Option<&Holds>) -> mpsc::Sender<(Request, oneshot::Sender<()>)> {
     let (sender, mut receiver) = mpsc::channel::<(Request, oneshot::Sender<()>)>(1);
     let file = File::open(format!("/run/netns/{netns}")).unwrap();
     std::fs::create_dir_all(&state).unwrap();
+    let holds = holds.map(|holds| (holds.wants.clone(), holds.metrics.clone(), holds.callers.subscribe()));
     std::thread::spawn(move || {
         setns(file, CloneFlags::CLONE_NEWNET).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -75,6 +112,10 @@ fn node(netns: &str, state: PathBuf) -> mpsc::Sender<(Request, oneshot::Sender<(
             .unwrap();
         runtime.block_on(async move {
             let mut datapath = KernelDatapath::new(&state);
+            if let Some((wants, metrics, callers)) = holds {
+                let device = Device::open().expect("/dev/net/tun");
+                tokio::spawn(misses::run(device, wants, callers, metrics, CancellationToken::new()));
+            }
             while let Some((request, done)) = receiver.recv().await {
                 match request {
                     Request::Set(config, tunnel_fails) => {
@@ -96,15 +137,20 @@ fn node(netns: &str, state: PathBuf) -> mpsc::Sender<(Request, oneshot::Sender<(
 impl Site {
     /// Nodes with addresses 192.0.2.1, 192.0.2.2 on one link.
     pub fn new(nodes: usize) -> Self {
-        Self::over(nodes, "192.0.2.")
+        Self::over(nodes, "192.0.2.", false)
+    }
+
+    /// One node, on which the first packets to unknown services are held.
+    pub fn holding() -> Self {
+        Self::over(1, "192.0.2.", true)
     }
 
     /// Nodes with addresses 2001:db8::1, 2001:db8::2 on one link.
     pub fn over_v6(nodes: usize) -> Self {
-        Self::over(nodes, "2001:db8::")
+        Self::over(nodes, "2001:db8::", false)
     }
 
-    fn over(nodes: usize, underlay: &'static str) -> Self {
+    fn over(nodes: usize, underlay: &'static str, holds: bool) -> Self {
         let prefix = format!("rbls{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
         let mut site = Self {
@@ -115,14 +161,21 @@ impl Site {
             underlay,
             containers: Vec::new(),
             services: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            ruleless: BTreeSet::new(),
+            hidden: BTreeSet::new(),
+            holds: (0..nodes).filter(|_| holds).map(|_| Holds::new()).collect(),
             namespaces: Vec::new(),
             _folder: folder,
         };
         for index in 0..nodes {
             let netns = site.node_name(index);
             site.make(&netns);
-            site.nodes
-                .push(node(&netns, site._folder.path().join(index.to_string())));
+            site.nodes.push(node(
+                &netns,
+                site._folder.path().join(index.to_string()),
+                site.holds.get(index),
+            ));
         }
         if nodes == 2 {
             let (a, b) = (site.node_name(0), site.node_name(1));
@@ -196,6 +249,35 @@ impl Site {
         self.services.insert(number, (application, ready.to_vec()));
     }
 
+    /// Says who of another application may call a service, at which ports; no port: all.
+    pub fn allow(&mut self, service: u8, rules: &[(u8, &[&'static str])]) {
+        let rules = rules.iter().map(|(application, ports)| (*application, ports.to_vec()));
+        self.rules.insert(service, rules.collect());
+    }
+
+    /// A node does not hear of rules, or does again.
+    pub fn set_ruleless(&mut self, node: usize, is_ruleless: bool) {
+        if is_ruleless {
+            self.ruleless.insert(node);
+        } else {
+            self.ruleless.remove(&node);
+        }
+    }
+
+    /// Nodes are told of a service, or not.
+    pub fn set_hidden(&mut self, service: u8, is_hidden: bool) {
+        if is_hidden {
+            self.hidden.insert(service);
+        } else {
+            self.hidden.remove(&service);
+        }
+    }
+
+    /// What holds packets on a node.
+    pub fn holds(&self, node: usize) -> &Holds {
+        &self.holds[node]
+    }
+
     /// Sends a node's request to its thread.
     fn request(&self, node: usize, request: Request) {
         let (done, wait) = oneshot::channel();
@@ -209,8 +291,44 @@ impl Site {
     /// Sets all nodes.
     pub fn apply(&self) {
         for node in 0..self.nodes.len() {
-            self.request(node, Request::Set(Box::new(self.config(node)), false));
+            self.apply_answered(node, &BTreeSet::new());
         }
+    }
+
+    /// Sets a node, and tells those who wait what is known then; of `nobody` that these addresses are nobody's.
+    pub fn apply_answered(&self, node: usize, nobody: &BTreeSet<IpAddr>) {
+        let mut config = self.config(node);
+        let known = config.services.iter().flat_map(|service| service.addresses.values());
+        let known: BTreeSet<IpAddr> = known.flatten().copied().collect();
+        let Some(holds) = self.holds.get(node) else {
+            return self.request(node, Request::Set(Box::new(config), false));
+        };
+        let applications: BTreeSet<_> = config.endpoints.iter().filter_map(Endpoint::application).collect();
+        let refused = applications
+            .iter()
+            .flat_map(|of| nobody.iter().map(|address| (*of, *address)));
+        let refused: BTreeSet<_> = refused.collect();
+        let answers = refused.iter().map(|(application, address)| {
+            Row::Want(WantRow {
+                application: *application,
+                wanted: roble_core::overlay::row::Wanted::Address(*address),
+                service: None,
+            })
+        });
+        let answers: Vec<Row> = answers.collect();
+        config.misses = Some(Misses { refused });
+        let callers = config.endpoints.iter().filter_map(|endpoint| {
+            let tenant = endpoint.tenant.as_ref()?;
+            let caller = Caller {
+                organization: tenant.organization,
+                application: tenant.application,
+            };
+            let v6 = self.plan.endpoint_v6(endpoint.address);
+            Some([(endpoint.address.into(), caller), (v6.into(), caller)])
+        });
+        holds.callers.send_replace(Arc::new(callers.flatten().collect()));
+        self.request(node, Request::Set(Box::new(config), false));
+        holds.wants.set_answers(Answers::of(&answers, known));
     }
 
     /// Sets a node whose tunnel cannot be.
@@ -255,7 +373,14 @@ impl Site {
                 path: "app/service".into(),
             }),
         };
-        let services = self.services.iter().map(|(number, (application, ready))| {
+        let shown = self.services.iter().filter(|(number, _)| !self.hidden.contains(number));
+        let services = shown.map(|(number, (application, ready))| {
+            let rules = self.rules.get(number).filter(|_| !self.ruleless.contains(&node));
+            let allowed = |(application, ports): &(u8, Vec<&'static str>)| Allowed {
+                application: ApplicationId(raw(2, *application)),
+                service: None,
+                ports: ports.iter().map(|range| range.parse().unwrap()).collect(),
+            };
             let backend = |(copy, container): (usize, &Container)| Backend {
                 number: copy as u32,
                 v4: container.v4,
@@ -277,7 +402,19 @@ impl Site {
                 application: ApplicationId(raw(2, *application)),
                 addresses: policies.into_iter().chain(copies).collect(),
                 backends: backends.collect(),
+                allows: rules.into_iter().flatten().map(allowed).collect(),
             }
+        });
+        let members = self.containers.iter().enumerate().filter_map(|(number, container)| {
+            Some(Member {
+                instance: InstanceId {
+                    service: ServiceId(raw(9, 9)),
+                    number: number as u32,
+                },
+                application: ApplicationId(raw(2, container.application?)),
+                v4: container.v4,
+                v6: self.plan.endpoint_v6(container.v4),
+            })
         });
         let address = |index: usize| -> IpAddr { format!("{}{}", self.underlay, index + 1).parse().unwrap() };
         let block = |index: usize| Block::new([10, 18, index as u8, 0].into(), 26);
@@ -288,6 +425,7 @@ impl Site {
             endpoints: endpoints.map(endpoint).collect(),
             resting: BTreeSet::new(),
             services: services.collect(),
+            members: members.collect(),
             nodes: others
                 .map(|index| RemoteNode {
                     node: NodeId(raw(4, index as u8)),
@@ -303,6 +441,8 @@ impl Site {
                     vni: 7,
                 },
             }),
+            egress: Egress::default(),
+            misses: None,
         }
     }
 

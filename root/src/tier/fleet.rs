@@ -332,7 +332,16 @@ impl RootTier {
             cluster: None,
             cluster_missing: None,
             events,
-            warnings: service.warnings.clone(),
+            warnings: [
+                service.warnings.clone(),
+                self.unresolved_rules(
+                    service.organization,
+                    &service.descriptor,
+                    &format!("services.{}", service.descriptor.name),
+                    &BTreeSet::new(),
+                ),
+            ]
+            .concat(),
         };
         let Some(holder) = self.children.orchestrator().holder(instance) else {
             return Some(super::views::json(&explained));

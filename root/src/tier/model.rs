@@ -10,7 +10,7 @@ use roble_core::time::Timestamp;
 use roble_proto::rest::Finding;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -107,6 +107,9 @@ pub struct Service {
     /// Its IPv4 service addresses.
     #[serde(default)]
     pub addresses: BTreeMap<Policy, Ipv4Addr>,
+    /// Policies that somebody has used, of those that get an IPv4 address only then.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub used: BTreeSet<Policy>,
     /// What the descriptor asked for that is not honoured.
     pub warnings: Vec<Finding>,
     /// When it was made.

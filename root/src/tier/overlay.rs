@@ -7,11 +7,11 @@ use roble_core::ids::{ChildId, ClusterId, InstanceId, OrganizationId, ServiceId}
 use roble_core::overlay::blocks::{BlockRecord, Blocks, CLUSTER_PREFIX, NODE_PREFIX};
 use roble_core::overlay::plan::Plan;
 use roble_core::overlay::pool::Pool;
-use roble_core::overlay::row::{InstanceRow, Policy, Row, RowKey, ServiceRow};
+use roble_core::overlay::row::{Allowed, InstanceRow, Policy, Row, RowKey, ServiceRow};
 use roble_core::overlay::tables::Writer;
 use roble_core::tier::{Output, Write};
 use roble_core::time::{Now, Timestamp};
-use roble_link::tables::{TableServer, TablesOutput};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -32,6 +32,8 @@ pub(super) struct Overlay {
     pub server: TableServer,
     blocks: Blocks,
     services: Pool<Holder>,
+    /// Somebody whom a rule may name has come or gone.
+    pub is_renamed: bool,
 }
 
 impl Overlay {
@@ -45,6 +47,7 @@ impl Overlay {
             server,
             blocks,
             services,
+            is_renamed: true,
         };
         overlay.server.set(Writer::Own, RowKey::Plan, Some(Row::Plan(plan)));
         overlay
@@ -83,8 +86,8 @@ impl Overlay {
         is_whole
     }
 
-    /// Tells of a service.
-    pub fn publish(&mut self, service: &Service) {
+    /// Tells of a service and of those who may call it.
+    pub fn publish(&mut self, service: &Service, allows: Vec<Allowed>) {
         let wished = &service.descriptor.addresses;
         let v6 = [
             (Policy::RoundRobin, wished.round_robin_v6),
@@ -100,6 +103,7 @@ impl Overlay {
                 .into_iter()
                 .filter_map(|(policy, address)| Some((policy, address?)))
                 .collect(),
+            allows,
         });
         self.server.set(Writer::Own, row.key(), Some(row));
     }
@@ -194,6 +198,11 @@ impl RootTier {
         let wished = &service.descriptor.addresses;
         let mut wanted = vec![(Policy::RoundRobin, wished.round_robin)];
         wanted.extend(wished.closest.map(|address| (Policy::Closest, Some(address))));
+        let used = service
+            .used
+            .iter()
+            .filter(|policy| wished.closest.is_none() || **policy != Policy::Closest);
+        wanted.extend(used.map(|policy| (*policy, None)));
         wanted.extend((0..service.replicas).map(|number| (Policy::Instance(number), None)));
         let superfluous = service.addresses.iter().filter(|(policy, address)| {
             let wish = wanted.iter().find(|(wanted, _)| wanted == *policy);
@@ -225,7 +234,24 @@ impl RootTier {
                 out.writes.push(Write::delete(RESTED, address));
             }
         }
-        self.overlay.publish(service);
+        let allows = self.resolve_rules(service);
+        self.overlay.publish(service, allows);
+    }
+
+    /// Addresses of policies that are given at first use, for those that were used now.
+    fn give_first_used(&mut self, now: Now, out: &mut Output<Act>) {
+        self.overlay.server.answer_wants();
+        for (id, policy) in self.overlay.server.lacking().clone() {
+            let is_new = |service: &&Service| !service.deleting && !service.used.contains(&policy);
+            let Some(mut service) = self.services.get(&id).filter(is_new).cloned() else {
+                continue;
+            };
+            service.used.insert(policy);
+            self.give_addresses(&mut service, now, out);
+            out.writes
+                .push(model::put("service", &id, Some(service.organization), &service));
+            self.services.insert(id, service);
+        }
     }
 
     fn take_back(&mut self, address: Ipv4Addr, now: Now, out: &mut Output<Act>) {
@@ -318,7 +344,9 @@ impl RootTier {
 
     /// Passes on what the tables have for clusters, and hears what they say.
     pub(super) fn settle_overlay(&mut self, now: Now, out: &mut Output<Act>) {
+        self.refresh_rules();
         loop {
+            self.give_first_used(now, out);
             let outputs = self.overlay.server.settle();
             if outputs.is_empty() {
                 return;
@@ -339,6 +367,13 @@ impl RootTier {
 
     fn hear_row(&mut self, child: ChildId, key: RowKey, row: Option<Row>, now: Now, out: &mut Output<Act>) {
         match (key, row) {
+            (RowKey::Want(..), None) => drop(self.overlay.server.set_wanted(child, key, None)),
+            (RowKey::Want(..), Some(Row::Want(want))) => {
+                if !self.overlay.server.set_wanted(child, key, Some(want)) {
+                    let what = format!("cluster {child} wants to know more than {MAX_WANTS} things");
+                    out.acts.push(Act::Violation(what));
+                }
+            }
             (RowKey::Node(_), None) => self.overlay.server.set(Writer::Child(child), key, None),
             (RowKey::Node(_), Some(Row::Node(node))) => {
                 let own = self.overlay.blocks.of(child);

@@ -13,7 +13,7 @@ use roble_core::time::Now;
 use roble_core::version::Generation;
 use roble_proto::limits::REPLICAS;
 use roble_proto::rest::{Applied, AppliedService, Change, Deleted, ErrorBody, Finding};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl RootTier {
     pub(super) fn apply(
@@ -38,7 +38,8 @@ impl RootTier {
             self.check_requested_id(organization, application)?;
             self.check_addresses(organization, application)?;
         }
-        let warnings: Vec<Finding> = parsed.warnings.iter().map(finding).collect();
+        let mut warnings: Vec<Finding> = parsed.warnings.iter().map(finding).collect();
+        warnings.extend(self.unresolved_of(organization, &parsed.descriptor.applications));
         let mut services = Vec::new();
         for (index, application) in parsed.descriptor.applications.iter().enumerate() {
             let own = |service| parsed.warnings_of(index, service).into_iter().map(finding).collect();
@@ -49,6 +50,29 @@ impl RootTier {
             warnings,
             dry_run,
         })
+    }
+
+    /// What rules name that is neither there nor in the same descriptor.
+    fn unresolved_of(&self, organization: OrganizationId, applications: &[ApplicationDescriptor]) -> Vec<Finding> {
+        let names = applications.iter().flat_map(|application| {
+            let services = application.services.iter();
+            let services = services.map(|service| format!("{}/{}", application.name, service.name));
+            services.chain([application.name.clone()])
+        });
+        let coming: BTreeSet<String> = names.collect();
+        let findings = applications.iter().enumerate().flat_map(|(index, application)| {
+            application.services.iter().flat_map({
+                let coming = &coming;
+                move |service| {
+                    let path = match applications {
+                        [_] => format!("services.{}", service.name),
+                        _ => format!("applications[{index}].services.{}", service.name),
+                    };
+                    self.unresolved_rules(organization, service, &path, coming)
+                }
+            })
+        });
+        findings.collect()
     }
 
     fn check_requested_id(&self, organization: OrganizationId, wanted: &ApplicationDescriptor) -> Result<(), Refusal> {
@@ -100,6 +124,7 @@ impl RootTier {
                 &application,
             ));
             self.applications.insert(application.id, application.clone());
+            self.overlay.is_renamed = true;
         }
         let services = wanted.services.iter().enumerate();
         services
@@ -137,7 +162,8 @@ impl RootTier {
                     service.generation += 1;
                     service.specs.insert(service.generation, spec.template.clone());
                 }
-                let same = same_spec && service.replicas == spec.replicas;
+                let same_rules = service.descriptor.allow == wanted.allow;
+                let same = same_spec && same_rules && service.replicas == spec.replicas;
                 service.replicas = spec.replicas;
                 service.descriptor = wanted.clone();
                 service.warnings = warnings;
@@ -158,6 +184,7 @@ impl RootTier {
                     specs: BTreeMap::from([(1, spec.template.clone())]),
                     epoch_floor: 0,
                     addresses: BTreeMap::new(),
+                    used: BTreeSet::new(),
                     deleting: false,
                     warnings,
                     created_at: now.wall,
@@ -204,6 +231,9 @@ impl RootTier {
         out.writes
             .push(model::put("service", &service.id, Some(service.organization), &service));
         self.rollout.insert(service.id);
+        if !self.services.contains_key(&service.id) {
+            self.overlay.is_renamed = true;
+        }
         self.services.insert(service.id, service);
     }
 
@@ -361,6 +391,7 @@ impl RootTier {
         let application = service.application;
         out.writes.push(Write::delete("service", id).of(service.organization));
         self.services.remove(&id);
+        self.overlay.is_renamed = true;
         self.rollout.remove(&id);
         self.end_application(application, out);
     }
@@ -375,6 +406,7 @@ impl RootTier {
         out.writes
             .push(Write::delete("application", id).of(application.organization));
         self.applications.remove(&id);
+        self.overlay.is_renamed = true;
     }
 
     pub(super) fn instances_of(&self, service: ServiceId) -> Vec<InstanceId> {

@@ -146,3 +146,91 @@ fn services_are_reached_by_name_and_address_over_nodes_and_restarts() {
     });
     drop(tree.down());
 }
+
+/// Whether a TCP connection from an instance's network is taken.
+fn connects(tree: &Tree, from: &(String, String), address: &str, port: u16) -> bool {
+    let netns = tree.path(&format!("{}/netns/{}", from.1, from.0));
+    let script = format!("exec 3<>/dev/tcp/{address}/{port}");
+    let done = command(
+        "nsenter",
+        &[&format!("--net={netns}"), "timeout", "3", "bash", "-c", &script],
+    );
+    done.ok
+}
+
+#[test]
+fn a_rule_opens_one_service_to_one_application() {
+    let tree = Tree::up("policy");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/allow-rule.yaml");
+    let example = std::fs::read_to_string(example).expect("the example");
+    let (before, rule) = example.split_once("        allow:\n").expect("a rule");
+    let after = &rule[rule.find("  - application: allow-shop").expect("the other application")..];
+    let closed = format!("{before}{after}");
+    let applied = tree.apply(&closed);
+    assert!(applied.ok, "{}", applied.err);
+    assert!(tree.apply(&two("rival", 18092)).ok);
+    for service in ["allow-db/db", "allow-shop/web", "rival/web"] {
+        tree.must(&["wait", service, "--for", "running", "--timeout", "60s"]);
+    }
+    let (web, rival) = (place(&tree, "allow-shop/web.0"), place(&tree, "rival/web.0"));
+    let service = tree.json(&["get", "service", "allow-db/db"]);
+    let instance = tree.json(&["get", "instance", "allow-db/db.0"]);
+    let addresses = [
+        texts(&service["addresses"]["round-robin"]),
+        texts(&instance["addresses"]),
+        texts(&instance["service_addresses"]),
+    ]
+    .concat();
+    assert_eq!(addresses.len(), 6, "{service} {instance}");
+    let reached = |from: &(String, String)| -> Vec<bool> {
+        let answer = |address: &String| ask(&tree, &from.1, &from.0, address).is_some();
+        addresses.iter().map(answer).collect()
+    };
+    let says = || tree.must(&["logs", "allow-shop/web.0"]).matches(" says: ").count();
+    assert_eq!((reached(&web), says()), (vec![false; 6], 0));
+
+    // The example: the client's name is resolved at its first use, and addresses with it.
+    let applied = tree.apply_file("examples/allow-rule.yaml");
+    assert!(
+        applied.ok && applied.out.contains("updated"),
+        "{}{}",
+        applied.out,
+        applied.err
+    );
+    wait_for("the client to be answered by name", 40, || says() > 0);
+    wait_for("all addresses to be open", 20, || reached(&web) == [true; 6]);
+    assert_eq!(reached(&rival), [false; 6]);
+    assert!(!connects(&tree, &web, &addresses[0], 8081), "another port");
+    let shown = tree.must(&["get", "service", "allow-db/db", "-o", "yaml"]);
+    assert!(
+        shown.contains("allow-shop/web") && shown.contains("8080/tcp"),
+        "{shown}"
+    );
+
+    // Restarts of everything in between change nothing; what was asked for stays known.
+    let asked = says();
+    for daemon in ["root", "cluster", "n1-net", "n2-net"] {
+        tree.kill(daemon);
+    }
+    let alone = ["n1-net", "n2-net"].map(|daemon| tree.start_alone(daemon));
+    wait_for("the client to be answered with cluster and root away", 30, || {
+        says() > asked
+    });
+    drop(alone);
+    tree.start_all();
+    wait_for("the same after all that", 40, || reached(&web) == [true; 6]);
+    assert_eq!(reached(&rival), [false; 6]);
+
+    // The machine and its LAN are closed.
+    let machine = "10.99.77.1";
+    assert!(
+        std::net::TcpStream::connect((machine, 10_000)).is_ok(),
+        "the root listens there"
+    );
+    assert!(!connects(&tree, &web, machine, 10_000));
+
+    // Without the rule all is as before.
+    assert!(tree.apply(&closed).ok);
+    wait_for("the rule to be gone", 20, || reached(&web) == [false; 6]);
+    drop(tree.down());
+}

@@ -11,7 +11,7 @@ use crate::spec::{Constraints, RestartPolicy, SecurityProfile, WhenCutOff};
 use std::str::FromStr;
 
 /// Every key of a service, in the order of the documentation.
-pub(super) const KEYS: [&str; 18] = [
+pub(super) const KEYS: [&str; 19] = [
     "image",
     "replicas",
     "command",
@@ -29,6 +29,7 @@ pub(super) const KEYS: [&str; 18] = [
     "security",
     "placement",
     "addresses",
+    "allow",
     "virtualization",
 ];
 
@@ -131,6 +132,10 @@ pub(super) fn service(name: &str, item: &Item<'_>, findings: &mut Findings) -> O
         addresses: table
             .get("addresses")
             .map(|item| addresses(&item, findings))
+            .unwrap_or_default(),
+        allow: table
+            .get("allow")
+            .map(|item| super::allow::rules(&item, findings))
             .unwrap_or_default(),
     };
     let service = ServiceDescriptor {

@@ -148,6 +148,7 @@ pub(super) fn service(item: &Item<'_>, scope: &str, findings: &mut Findings) -> 
             .get("addresses")
             .map(|item| addresses(&item, findings))
             .unwrap_or_default(),
+        allow: Vec::new(),
     };
     let service = ServiceDescriptor {
         name: name?,

@@ -1,10 +1,11 @@
-//! From addresses of services to backends, for callers of the same application.
+//! From addresses of services to backends, for callers of the same application and those whom the service's rules name.
 //!
 //! Only the first packet of a flow comes here; connection tracking remembers what was chosen. The entry looks up caller and
 //! address together and goes to a chain of that caller and that service, whose counters nobody else moves: turns are exact
 //! for each caller, and for TCP, UDP and all else separately. There is one such chain for each policy: among all, among the
 //! near, among the idle. Backends are in maps of the service, which its callers share: a map for each rule would make the kernel
-//! take a minute for a thousand chains. Addresses of single instances need no turns: one map per application.
+//! take a minute for a thousand chains. Addresses of single instances need no turns: one map per application, and one for each
+//! service of another application.
 
 use super::ours;
 use crate::datapath::ruleset::Ruleset;
@@ -34,10 +35,13 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[
     let mut applications = BTreeSet::new();
     for endpoint in endpoints {
         let Some(tenant) = &endpoint.tenant else { continue };
-        let of_mine = |service: &&Service| service.application == tenant.application;
+        let may_call = |service: &&Service| service.may_be_called_by(tenant.application, tenant.instance.service);
         let v6 = config.plan.endpoint_v6(endpoint.address);
-        for service in config.services.iter().filter(of_mine) {
+        for service in config.services.iter().filter(may_call) {
             turns(rules, service, endpoint.address, v6.into());
+            if service.application != tenant.application {
+                singles(rules, service, endpoint.address, v6.into());
+            }
         }
         rules.insert(
             "callers4",
@@ -61,6 +65,7 @@ fn refuse(rules: &mut Ruleset, config: &DatapathConfig) {
     let (v4, v6): (Block, u16) = (config.plan.services, config.plan.services_v6);
     let of_services = [format!("ip daddr {v4}"), format!("ip6 daddr {v6:x}::/16")];
     let mut lines = vec![format!("iifname != {} accept", ours())];
+    lines.extend(super::misses::pass(config.misses.as_ref()));
     for of in of_services {
         lines.push(format!(
             "{of} meta l4proto tcp counter reject with tcp reset comment \"no backend\""
@@ -122,6 +127,34 @@ fn choose(protocol: &str, family: &str, map: &str, count: usize) -> [String; 3] 
     ["meta l4proto tcp ", "meta l4proto udp ", ""].map(|transport| {
         format!("meta nfproto {protocol} {transport}dnat {family} to numgen inc mod {count} map @{map}")
     })
+}
+
+/// Addresses of single instances of a service, for one caller of another application.
+fn singles(rules: &mut Ruleset, service: &Service, caller: Ipv4Addr, caller6: IpAddr) {
+    let id = service.service;
+    let (map4, map6) = (format!("singles4_{id}"), format!("singles6_{id}"));
+    rules.map(&map4, "ipv4_addr : ipv4_addr");
+    rules.map(&map6, "ipv6_addr : ipv6_addr");
+    for backend in service.ready() {
+        for address in service.addresses_of(Policy::Instance(backend.number)) {
+            let to = format!("goto single_{id}");
+            match address {
+                IpAddr::V4(v4) => {
+                    rules.insert("turns4", format!("{caller} . {v4}"), to);
+                    rules.insert(&map4, v4.to_string(), backend.v4.to_string());
+                }
+                IpAddr::V6(v6) => {
+                    rules.insert("turns6", format!("{caller6} . {v6}"), to);
+                    rules.insert(&map6, v6.to_string(), backend.v6.to_string());
+                }
+            }
+        }
+    }
+    let lines = [
+        format!("meta nfproto ipv4 dnat ip to ip daddr map @{map4}"),
+        format!("meta nfproto ipv6 dnat ip6 to ip6 daddr map @{map6}"),
+    ];
+    rules.chain(&format!("single_{id}"), lines);
 }
 
 fn instances_of(application: ApplicationId) -> String {

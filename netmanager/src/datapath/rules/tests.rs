@@ -1,13 +1,15 @@
 use super::*;
+use crate::datapath::permits::{Flow, Member};
 use crate::datapath::sealed::Sealed;
 use crate::datapath::tunnel::{Tunnel, TunnelKind};
-use crate::datapath::{Backend, LinkName, RemoteNode, Service};
+use crate::datapath::{Backend, Egress, LinkName, Misses, RemoteNode, Service};
 use roble_core::ids::{ApplicationId, InstanceId, NodeId, OrganizationId, RawId, ServiceId};
 use roble_core::overlay::plan::Plan;
-use roble_core::overlay::row::Policy;
-use roble_core::ports::PortMapping;
+use roble_core::overlay::row::{Allowed, Policy};
+use roble_core::ports::{PortMapping, Protocol};
 use roble_proto::local_net::Tenant;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 const fn raw(kind: u8, number: u8) -> RawId {
     RawId::from_bytes([kind, number, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
@@ -64,6 +66,7 @@ fn service(number: u8, ready: [bool; 3]) -> Service {
         application: ApplicationId(raw(2, number)),
         backends: backends.collect(),
         addresses,
+        allows: Vec::new(),
     }
 }
 
@@ -77,7 +80,22 @@ fn config() -> DatapathConfig {
             endpoint("other", 4, "", Some(2)),
         ],
         resting: BTreeSet::new(),
-        services: vec![service(1, [true, true, true]), service(2, [false, true, false])],
+        services: vec![
+            service(1, [true, true, true]),
+            Service {
+                allows: vec![allowed(1, None, &["5432", "6000-6010/udp"]), allowed(3, Some(3), &[])],
+                ..service(2, [false, true, false])
+            },
+        ],
+        members: vec![Member {
+            instance: InstanceId {
+                service: ServiceId(raw(1, 3)),
+                number: 0,
+            },
+            application: ApplicationId(raw(2, 3)),
+            v4: [10, 18, 1, 9].into(),
+            v6: "fc00::a12:109".parse().unwrap(),
+        }],
         sealed: Some(Sealed {
             address: [192, 0, 2, 1].into(),
             blocks: vec!["10.19.0.0/26".parse().unwrap()],
@@ -91,6 +109,23 @@ fn config() -> DatapathConfig {
             address: [192, 0, 2, 1].into(),
             kind: TunnelKind::Vxlan { port: 50_103, vni: 7 },
         }),
+        egress: Egress::default(),
+        misses: Some(Misses {
+            refused: BTreeSet::from([
+                (ApplicationId(raw(2, 1)), [10, 30, 9, 9].into()),
+                (ApplicationId(raw(2, 7)), "fdff:2000::9".parse().unwrap()),
+                (ApplicationId(raw(2, 2)), "fdff:2000::9".parse().unwrap()),
+            ]),
+        }),
+    }
+}
+
+/// Who may call: an application, or one service of it; which ports.
+fn allowed(application: u8, service: Option<u8>, ports: &[&str]) -> Allowed {
+    Allowed {
+        application: ApplicationId(raw(2, application)),
+        service: service.map(|number| ServiceId(raw(1, number))),
+        ports: ports.iter().map(|range| range.parse().unwrap()).collect(),
     }
 }
 
@@ -100,7 +135,13 @@ fn rules(config: &DatapathConfig, opened: [&str; 2]) -> Ruleset {
         v6: OpenedV6::Interfaces(opened.map(Into::into).into()),
         ..Opened::default()
     };
-    render(config, &config.endpoints.iter().collect::<Vec<_>>(), &opened)
+    let lan = [([192, 168, 1, 0].into(), 24), ("fd12::".parse().unwrap(), 64)];
+    let found = Found {
+        opened,
+        lan: lan.into(),
+    };
+    let endpoints = config.endpoints.iter().collect::<Vec<_>>();
+    render(config, &endpoints, &Permits::of(config, &endpoints), &found)
 }
 
 /// Compares with a file of tests/golden.
@@ -187,6 +228,69 @@ fn the_kernel_shows_the_rules_whatever_was_there_before() {
     };
     assert_eq!(sorted(&whole), sorted(&changed));
     assert_eq!(sorted(&meant), sorted(&back));
+}
+
+#[test]
+fn who_may_call_is_what_the_rules_say() {
+    let mut config = config();
+    let permits = |config: &DatapathConfig| Permits::of(config, &config.endpoints.iter().collect::<Vec<_>>());
+    let flow = |from: [u8; 4], to: [u8; 4], port: Option<(&str, u16)>| {
+        let port = port.map(|(protocol, port)| {
+            (
+                if protocol == "tcp" {
+                    Protocol::Tcp
+                } else {
+                    Protocol::Udp
+                },
+                port,
+            )
+        });
+        [
+            (IpAddr::from(from), IpAddr::from(to)),
+            (
+                Plan::default().endpoint_v6(from.into()).into(),
+                Plan::default().endpoint_v6(to.into()).into(),
+            ),
+        ]
+        .map(|(from, to)| Flow { from, to, port })
+    };
+    // The only backend of service 2 that no other service has too.
+    config.services[0].backends.truncate(1);
+    config.services[1].backends.retain(|backend| backend.number != 0);
+    let before = permits(&config);
+    let [web, none, other, far, db] = [
+        [10, 18, 0, 2],
+        [10, 18, 0, 3],
+        [10, 18, 0, 4],
+        [10, 18, 1, 9],
+        [10, 18, 1, 2],
+    ];
+    for (from, to, port, is_let_through) in [
+        (other, db, Some(("tcp", 1)), true),
+        (web, db, Some(("tcp", 5_432)), true),
+        (web, db, Some(("udp", 5_432)), false),
+        (web, db, Some(("udp", 6_005)), true),
+        (web, db, Some(("udp", 6_011)), false),
+        (web, db, None, false),
+        (far, db, None, true),
+        (far, db, Some(("udp", 9)), true),
+        (none, db, Some(("tcp", 5_432)), false),
+        (db, web, Some(("tcp", 5_432)), false),
+        (far, web, Some(("tcp", 1)), false),
+        (web, other, Some(("tcp", 5_432)), false),
+    ] {
+        for flow in flow(from, to, port) {
+            assert_eq!(before.connects(&flow), is_let_through, "{flow:?}");
+        }
+    }
+    // More is no loss, less is.
+    assert!(!before.is_less_than(&before));
+    let mut more = config.clone();
+    more.services[0].allows.push(allowed(3, None, &[]));
+    let more = permits(&more);
+    assert!(!more.is_less_than(&before) && before.is_less_than(&more));
+    config.members.clear();
+    assert!(permits(&config).is_less_than(&before));
 }
 
 #[test]
