@@ -46,7 +46,8 @@ impl Worker {
 
     fn program(self) -> anyhow::Result<PathBuf> {
         let folder = binaries()?;
-        let peers = || std::env::var_os("ROBLE_TUNNEL_PEERS").map_or_else(|| folder.join("../tunnel-peers"), PathBuf::from);
+        let peers =
+            || std::env::var_os("ROBLE_TUNNEL_PEERS").map_or_else(|| folder.join("../tunnel-peers"), PathBuf::from);
         Ok(match self {
             Self::Ours => folder.join("roble-tunnel"),
             Self::Gotatun => peers().join("bin/gotatun"),
@@ -91,7 +92,9 @@ impl Lab {
             ip(&["netns", "add", netns])?;
         }
         let [a, b] = &lab.0;
-        ip(&["link", "add", "v0", "netns", a, "type", "veth", "peer", "name", "v0", "netns", b])?;
+        ip(&[
+            "link", "add", "v0", "netns", a, "type", "veth", "peer", "name", "v0", "netns", b,
+        ])?;
         for (netns, address) in lab.0.iter().zip(UNDERLAY) {
             ip(&["-n", netns, "addr", "add", &format!("{address}/24"), "dev", "v0"])?;
             ip(&["-n", netns, "link", "set", "v0", "up"])?;
@@ -101,7 +104,10 @@ impl Lab {
 
     fn remove(&self) {
         for netns in &self.0 {
-            let _ = Command::new("ip").args(["netns", "del", netns]).stderr(std::process::Stdio::null()).status();
+            let _ = Command::new("ip")
+                .args(["netns", "del", netns])
+                .stderr(std::process::Stdio::null())
+                .status();
         }
     }
 
@@ -109,9 +115,16 @@ impl Lab {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("loss.nft");
         let rule = format!("udp dport {PORT} numgen random mod 1000 < {of_thousand} drop");
-        std::fs::write(&file, format!("table inet loss {{\n chain in {{\n type filter hook input priority 0;\n {rule}\n }}\n}}\n"))?;
+        std::fs::write(
+            &file,
+            format!("table inet loss {{\n chain in {{\n type filter hook input priority 0;\n {rule}\n }}\n}}\n"),
+        )?;
         for netns in &self.0 {
-            output(Command::new("ip").args(["netns", "exec", netns, "nft", "-f"]).arg(&file))?;
+            output(
+                Command::new("ip")
+                    .args(["netns", "exec", netns, "nft", "-f"])
+                    .arg(&file),
+            )?;
         }
         Ok(())
     }
@@ -137,7 +150,10 @@ pub fn run(rounds: usize, seconds: u64) -> anyhow::Result<Vec<Row>> {
     peers.retain(|peer| {
         let is_there = peer.program().is_ok_and(|program| program.exists());
         if !is_there {
-            eprintln!("SKIPPED: {} is not there; scripts/install-tunnel-peers.sh builds it", peer.name());
+            eprintln!(
+                "SKIPPED: {} is not there; scripts/install-tunnel-peers.sh builds it",
+                peer.name()
+            );
         }
         is_there
     });
@@ -166,9 +182,24 @@ fn compare(peer: Worker, pairs: &[(Figures, Figures)], loss: u32) -> Vec<Row> {
     let is_go = peer == Worker::WireguardGo;
     // Three times the throughput at a third of the processor time per gigabit; of wireguard-go the same; with loss no slower.
     let third = if is_go || loss > 0 { 1.0 } else { 1.0 / 3.0 };
-    let of = |pick: fn(&Figures) -> f64| pairs.iter().map(|(one, other)| (pick(one), pick(other))).collect::<Vec<_>>();
-    let wall = Row::of_pairs(&format!("TCP{with}: ms per Gbit"), peer.name(), &of(|one| one.wall_ms), Some(third));
-    let cpu = Row::of_pairs(&format!("TCP{with}: CPU-ms per Gbit"), peer.name(), &of(|one| one.cpu_ms), Some(third));
+    let of = |pick: fn(&Figures) -> f64| {
+        pairs
+            .iter()
+            .map(|(one, other)| (pick(one), pick(other)))
+            .collect::<Vec<_>>()
+    };
+    let wall = Row::of_pairs(
+        &format!("TCP{with}: ms per Gbit"),
+        peer.name(),
+        &of(|one| one.wall_ms),
+        Some(third),
+    );
+    let cpu = Row::of_pairs(
+        &format!("TCP{with}: CPU-ms per Gbit"),
+        peer.name(),
+        &of(|one| one.cpu_ms),
+        Some(third),
+    );
     wall.into_iter().chain(cpu).collect()
 }
 
@@ -178,7 +209,9 @@ fn idle() -> anyhow::Result<Vec<Row>> {
     let workers = start(&lab, Worker::Ours)?;
     std::thread::sleep(Duration::from_secs(3));
     let pss = pss(workers[0].pid())?.0 as f64 / 1e6;
-    Ok(Row::of_figures("idle: PSS in MB", &[pss], Some(4.0), 2).into_iter().collect())
+    Ok(Row::of_figures("idle: PSS in MB", &[pss], Some(4.0), 2)
+        .into_iter()
+        .collect())
 }
 
 /// Both workers, told of each other.
@@ -200,7 +233,15 @@ fn start(lab: &Lab, worker: Worker) -> anyhow::Result<Vec<Owned>> {
         };
         let client = Client::new(socket(&device));
         wait_for(worker.name(), DEADLINE, || client.set(&config).ok())?;
-        ip(&["-n", netns, "addr", "add", &format!("{}/24", OVERLAY[at]), "dev", &device])?;
+        ip(&[
+            "-n",
+            netns,
+            "addr",
+            "add",
+            &format!("{}/24", OVERLAY[at]),
+            "dev",
+            &device,
+        ])?;
         ip(&["-n", netns, "link", "set", &device, "mtu", "1420", "up"])?;
     }
     Ok(workers)

@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 const PUBLIC: &str = "10.99.77.1";
 /// The relay of the tree's own cluster, which has no NAT before it.
 const RELAY: &str = "10.99.77.1:50104";
+/// Calls and answers of every protocol, family and kind of address.
+const PROBE: &str = include_str!("../scripts/probe.py");
 /// Never seen on the wire.
 const MARKER: &str = "marker-that-nobody-else-may-read";
 
@@ -217,27 +219,6 @@ impl<'a> Site<'a> {
         done.ok.then(|| done.out.trim().to_owned())
     }
 
-    /// Whether an ICMP echo to `address` is answered.
-    fn echoes(&self, instance: &str, address: &str) -> bool {
-        let script = "import socket,struct,sys\na=sys.argv[1]\nv6=':' in a\n\
-                      s=socket.socket(socket.AF_INET6 if v6 else socket.AF_INET,socket.SOCK_RAW,58 if v6 else 1)\ns.settimeout(5)\n\
-                      p=struct.pack('!BBHHH',128 if v6 else 8,0,0,7,7)\nc=sum(struct.unpack('!4H',p))\nc=~((c>>16)+(c&65535))&65535\n\
-                      p=p[:2]+struct.pack('!H',c)+p[4:]\ns.sendto(p,(a,0))\nr=b''\n\
-                      while (r[0] if v6 else r[20] if r else 8)!=(129 if v6 else 0): r=s.recv(512)\n"
-            .replace("(r[0] if v6", "((r[0] if r else 128) if v6");
-        self.in_instance(instance, &["python3", "-c", &script, address]).ok
-    }
-
-    /// What the node's name server says of a name to an instance.
-    fn resolve(&self, instance: &str, name: &str) -> bool {
-        let script = "import socket,subprocess,sys\nroute=subprocess.run(['ip','route','show','default'],capture_output=True,text=True).stdout\n\
-                      name=b''.join(bytes([len(l)])+l.encode() for l in sys.argv[1].split('.'))+b'\\0'\n\
-                      s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.settimeout(3)\n\
-                      s.sendto(b'\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'+name+b'\\0\\1\\0\\1',(route.split()[2],53))\n\
-                      a=s.recv(512)\nsys.exit(not(a[3]&15==0 and a[7]>0))";
-        self.in_instance(instance, &["python3", "-c", script, name]).ok
-    }
-
     fn in_instance(&self, instance: &str, args: &[&str]) -> Done {
         let netns = format!("--net={}", self.path(&format!("netns/{instance}")));
         command("nsenter", &[&[netns.as_str()], args].concat())
@@ -353,24 +334,60 @@ fn wiretap(during: impl FnOnce()) -> Vec<u8> {
     reading.join().expect("what was seen")
 }
 
+/// A server for the matrix in an instance's network.
+fn serve(netns: &str) -> Loose {
+    let server = Command::new("nsenter")
+        .arg(format!("--net={netns}"))
+        .args(["python3", "-c", PROBE, "serve"])
+        .stdin(Stdio::null())
+        .spawn();
+    Loose::of(server.expect("python3 starts"))
+}
+
+/// Every protocol, family and kind of address over one path; prints the cells and fails if one is not whole.
+fn matrix(path: &str, from: &str, service: &str, addresses: &[String]) {
+    let name = format!("{service}.far.roble");
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    assert_eq!(addresses.len(), 4, "{addresses:?}");
+    let call = [&["python3", "-c", PROBE, "call", &name], addresses.as_slice()].concat();
+    let mut called = command(
+        "nsenter",
+        &[&[format!("--net={from}").as_str()], call.as_slice()].concat(),
+    );
+    for cell in called.out.lines() {
+        println!("{path} {cell}");
+    }
+    let whole = called.out.lines().filter(|cell| cell.ends_with(" 5")).count();
+    called.err.truncate(2_000);
+    assert_eq!(whole, 18, "{path}: {}{}", called.out, called.err);
+}
+
 #[test]
 fn sites_behind_nats_reach_each_other_relayed_and_direct() {
-    let tree = Tree::up_with("nat", &[("ROBLE_CLUSTER_RELAY_ADDRESS", RELAY)]);
+    let of_the_tree = [
+        ("ROBLE_CLUSTER_RELAY_ADDRESS", RELAY),
+        ("ROBLE_NET_TUNNEL_KIND", "vxlan"),
+    ];
+    let tree = Tree::up_with("nat", &of_the_tree);
     let north = Site::start(&tree, "north", "10.99.77.101");
     let south = Site::start(&tree, "south", "10.99.77.102");
     // At first no way but the relay.
     north.block(south.outside);
     south.block(north.outside);
 
-    let text = format!(
-        "application: far\nservices:\n{}{}{}",
-        service("web", "north"),
-        service("shop", "south"),
-        service("near", "dev")
-    );
+    let on_a_port = |name: &str| service(name, "dev").replace("    cpu", "    ports: [\"18099:8080\"]\n    cpu");
+    let text = [
+        "application: far\nservices:\n",
+        &service("web", "north"),
+        &service("also", "north"),
+        &service("shop", "south"),
+        &on_a_port("near"),
+        &on_a_port("other"),
+    ]
+    .concat();
     let applied = tree.apply(&text);
     assert!(applied.ok, "{}", applied.err);
-    for service in ["web", "shop", "near"] {
+    for service in ["web", "also", "shop", "near", "other"] {
         tree.must(&[
             "wait",
             &format!("far/{service}"),
@@ -402,8 +419,6 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
                 site.ask(&id(from), &address).is_some_and(|body| body.contains(&said))
             });
         }
-        let name = format!("{service}.far.roble");
-        wait_for(&format!("the name {name}"), 20, || site.resolve(&id(from), &name));
     };
     let seen = wiretap(|| {
         greets(&north, &web, "shop", &shop);
@@ -419,9 +434,35 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     );
     assert_eq!(north.is_relayed(&block(&shop)), Some(true), "{}", north.tunnel());
     assert_eq!(south.is_relayed(&block(&web)), Some(true), "{}", south.tunnel());
-    for address in texts(&shop["addresses"]) {
-        assert!(north.echoes(&id(&web), &address), "{address}");
-    }
+    // Every cell of the matrix, but for the direct way.
+    let netns_of = |site: &Site<'_>, view: &Value| site.path(&format!("netns/{}", id(view)));
+    let dev = |view: &Value| {
+        let node = view["node_name"].as_str().expect("a node");
+        tree.path(&format!("{node}/netns/{}", id(view)))
+    };
+    let (also, other) = (view("also"), view("other"));
+    assert_ne!(
+        near["node_name"], other["node_name"],
+        "a port of the node keeps them apart"
+    );
+    let _servers = [
+        serve(&netns_of(&south, &shop)),
+        serve(&netns_of(&north, &also)),
+        serve(&dev(&other)),
+    ];
+    let cells = |path: &str, from: &str, service: &str, to: &Value| {
+        let addresses = &tree.json(&["get", "service", &format!("far/{service}")])["addresses"];
+        let all = [texts(&to["addresses"]), texts(&addresses["round-robin"])].concat();
+        matrix(path, from, service, &all)
+    };
+    cells("same node", &netns_of(&north, &web), "also", &also);
+    cells("VXLAN", &dev(&near), "other", &other);
+    cells("relay", &netns_of(&north, &web), "shop", &shop);
+    assert_eq!(
+        north.is_relayed(&block(&shop)),
+        Some(true),
+        "it was relayed all the time"
+    );
 
     // A direct way appears: it is taken, and an open connection goes on.
     let address = texts(&shop["addresses"])[0].clone();
@@ -450,7 +491,7 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     );
     let _ = echo.kill();
     let _ = echo.wait();
-    greets(&north, &web, "shop", &shop);
+    cells("user-space tunnel", &netns_of(&north, &web), "shop", &shop);
 
     // The worker dies: another one is there within seconds, with the same peers.
     let killed = command(

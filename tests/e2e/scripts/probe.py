@@ -1,0 +1,103 @@
+"""Inside an instance's network: `serve`, or `call NAME ENDPOINT4 ENDPOINT6 SERVICE4 SERVICE6`, which prints a line per cell.
+
+A cell is protocol, family and kind of address; its line ends with how many of its calls were answered.
+"""
+
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+PORT = 9000
+CALLS = 5
+
+
+def serve():
+    tcp = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+    udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    udp.bind(("::", PORT))
+
+    def streams():
+        while True:
+            with tcp.accept()[0] as stream:
+                stream.sendall(stream.recv(65536))
+
+    threading.Thread(target=streams, daemon=True).start()
+    while True:
+        data, caller = udp.recvfrom(65536)
+        udp.sendto(data, caller)
+
+
+def tcp(address):
+    with socket.create_connection((address, PORT), 3) as stream:
+        stream.sendall(b"there and back")
+        return stream.recv(64) == b"there and back"
+
+
+def udp(address):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+        datagrams.settimeout(3)
+        datagrams.connect((address, PORT))
+        datagrams.send(b"there and back")
+        return datagrams.recv(64) == b"there and back"
+
+
+def icmp(address):
+    is_v6 = ":" in address
+    family, protocol = (socket.AF_INET6, 58) if is_v6 else (socket.AF_INET, 1)
+    with socket.socket(family, socket.SOCK_RAW, protocol) as raw:
+        raw.settimeout(3)
+        packet = struct.pack("!BBHHH", 128 if is_v6 else 8, 0, 0, 7, 7)
+        total = sum(struct.unpack("!4H", packet))
+        total = ~((total >> 16) + (total & 0xFFFF)) & 0xFFFF
+        raw.sendto(packet[:2] + struct.pack("!H", total) + packet[4:], (address, 0))
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            answer, sender = raw.recvfrom(512)
+            kind = answer[0] if is_v6 else answer[(answer[0] & 15) * 4]
+            if sender[0] == address and kind == (129 if is_v6 else 0):
+                return True
+    return False
+
+
+def resolve(name, kind):
+    """The first address of a name, asked of the node's name server: the default route's gateway."""
+    route = subprocess.run(["ip", "route", "show", "default"], capture_output=True, text=True).stdout
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    query = b"\x12\x34\x01\x00\x00\x01" + bytes(6) + labels + b"\0" + struct.pack("!HH", kind, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.settimeout(3)
+        server.sendto(query, (route.split()[2], 53))
+        answer = server.recv(512)
+    if answer[3] & 15 or not answer[7]:
+        raise OSError(f"no address of {name}")
+    # One record behind the question: name as a pointer, type, class, time to live, length.
+    at = len(query) + 12
+    family = socket.AF_INET if kind == 1 else socket.AF_INET6
+    return socket.inet_ntop(family, answer[at : at + (4 if kind == 1 else 16)])
+
+
+def call(name, *addresses):
+    ways = dict(zip([("endpoint", 4), ("endpoint", 6), ("service", 4), ("service", 6)], addresses))
+    ways = {way: lambda address=address: address for way, address in ways.items()}
+    ways[("name", 4)] = lambda: resolve(name, 1)
+    ways[("name", 6)] = lambda: resolve(name, 28)
+    for protocol, probe in [("TCP", tcp), ("UDP", udp), ("ICMP", icmp)]:
+        for (kind, family), address in ways.items():
+            answered = 0
+            for _ in range(CALLS):
+                try:
+                    answered += probe(address())
+                except OSError as error:
+                    print(f"{protocol} IPv{family} {kind}: {error}", file=sys.stderr)
+            print(f"{protocol} IPv{family} {kind} {answered}", flush=True)
+
+
+if sys.argv[1] == "serve":
+    serve()
+else:
+    call(*sys.argv[2:])
