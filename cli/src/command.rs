@@ -11,6 +11,7 @@ pub mod login;
 pub mod logs;
 pub mod member;
 pub mod network;
+pub mod node;
 pub mod scale;
 pub mod token;
 pub mod wait;
@@ -58,6 +59,8 @@ pub(crate) async fn dispatch(cli: Cli, environment: &Environment, console: &mut 
         Command::Completion(completion) => completion::run(&completion, console),
         Command::Dev(verb) => crate::dev::run_verb(verb, environment, console).await,
         Command::Version => version(&cli, environment, console).await,
+        Command::Network(network::Verb::Routes(here)) => node::routes(&here, cli.output, console),
+        Command::Doctor(verb) => node::doctor(&verb, cli.output, console),
         command => {
             let target = context::resolve(environment, cli.context.as_deref())?;
             let api = Https::new(&target, cli.request_timeout)?;
@@ -99,6 +102,7 @@ pub async fn with_root(command: Command, session: Session<'_>) -> Result<(), Fai
         | Command::Validate(_)
         | Command::Completion(_)
         | Command::Dev(_)
+        | Command::Doctor(_)
         | Command::Version => Err(Failure::Usage("this verb needs no root".into())),
     }
 }

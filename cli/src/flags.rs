@@ -1,7 +1,7 @@
 //! The command line: global flags and verbs. Each verb's own flags stand beside its code.
 
 use crate::command::{
-    apply, completion, contexts, delete, events, explain, get, login, logs, member, network, scale, token, wait,
+    apply, completion, contexts, delete, events, explain, get, login, logs, member, network, node, scale, token, wait,
 };
 use clap::{Parser, Subcommand, ValueEnum};
 use std::time::Duration;
@@ -89,6 +89,9 @@ pub enum Command {
     /// Show names and addresses, and what they lead to.
     #[command(subcommand)]
     Network(network::Verb),
+    /// Look for what is wrong on this machine.
+    #[command(subcommand)]
+    Doctor(node::Doctor),
     /// Run a whole tree on this machine.
     #[command(subcommand)]
     Dev(crate::dev::Verb),

@@ -1,6 +1,8 @@
 //! The local API (see `roble_proto::local_net`): decode, call the service, encode.
 
+use crate::diagnosis;
 use crate::metrics::NetMetrics;
+use crate::peers::{self, Known};
 use crate::service::{NetError, NetService};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Request, State};
@@ -9,20 +11,31 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use roble_proto::local_net::{Attach, Attached, LocalError};
+use roble_proto::local_net::{Attach, Attached, Finding, LocalError, Peer};
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
+
+/// What is known of the ways to other nodes.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    /// Those that this node talks to.
+    pub known: watch::Receiver<Vec<Known>>,
+    /// Control socket of the tunnel's worker.
+    pub worker: PathBuf,
+}
 
 /// What the handlers need.
 #[derive(Clone)]
 struct Api {
+    ways: Ways,
     service: Arc<NetService>,
     metrics: NetMetrics,
 }
 
 /// The routes below `/v1`. Requests wait until `is_open`: what was stored must be known before anything is attached.
-pub fn router(service: Arc<NetService>, metrics: NetMetrics, is_open: watch::Receiver<bool>) -> Router {
+pub fn router(service: Arc<NetService>, metrics: NetMetrics, ways: Ways, is_open: watch::Receiver<bool>) -> Router {
     let wait = async |State(mut is_open): State<watch::Receiver<bool>>, request: Request, next: Next| {
         // Its sender goes away only with the daemon.
         let _ = is_open.wait_for(|open| *open).await;
@@ -30,6 +43,8 @@ pub fn router(service: Arc<NetService>, metrics: NetMetrics, is_open: watch::Rec
     };
     Router::new()
         .route("/v1/attachments", get(list))
+        .route("/v1/peers", get(list_peers))
+        .route("/v1/findings", get(list_findings))
         .route("/v1/attachments/{container}", put(attach).delete(detach))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "invalid", "no such path".into()) })
         .method_not_allowed_fallback(|| async {
@@ -39,12 +54,22 @@ pub fn router(service: Arc<NetService>, metrics: NetMetrics, is_open: watch::Rec
                 "no such method on this path".into(),
             )
         })
-        .with_state(Api { service, metrics })
+        .with_state(Api { ways, service, metrics })
         .layer(from_fn_with_state(is_open, wait))
 }
 
 async fn list(State(api): State<Api>) -> Json<Vec<Attached>> {
     Json(api.service.list().await)
+}
+
+async fn list_peers(State(api): State<Api>) -> Json<Vec<Peer>> {
+    Json(api.peers().await)
+}
+
+async fn list_findings(State(api): State<Api>) -> Json<Vec<Finding>> {
+    let mut findings = diagnosis::look(&api.service.overlay().plan).await;
+    findings.extend(peers::findings(&api.peers().await));
+    Json(findings)
 }
 
 async fn attach(
@@ -97,6 +122,11 @@ async fn detach(State(api): State<Api>, Path(container): Path<String>) -> Respon
 }
 
 impl Api {
+    async fn peers(&self) -> Vec<Peer> {
+        let known = self.ways.known.borrow().clone();
+        peers::look(known, self.ways.worker.clone()).await
+    }
+
     fn refuse(&self, error: &NetError) -> Response {
         let code = error.code();
         let status = match code {

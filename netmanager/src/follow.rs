@@ -9,6 +9,7 @@ use crate::metrics::NetMetrics;
 use crate::misses;
 use crate::nearness::Nearness;
 use crate::overlay::{self, Own};
+use crate::peers::{self, Known};
 use crate::probe;
 use crate::sealing::{Guard, Sealing};
 use crate::service::NetService;
@@ -45,6 +46,7 @@ pub struct Follow {
     service: Arc<NetService>,
     metrics: DnsMetrics,
     counters: NetMetrics,
+    peers: watch::Sender<Vec<Known>>,
     stop: CancellationToken,
 }
 
@@ -58,6 +60,7 @@ impl Follow {
         service: Arc<NetService>,
         metrics: DnsMetrics,
         counters: NetMetrics,
+        peers: watch::Sender<Vec<Known>>,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let now = Timestamp::from_millis(SystemClock.wall());
@@ -77,6 +80,7 @@ impl Follow {
             service,
             metrics,
             counters,
+            peers,
             stop,
         })
     }
@@ -165,6 +169,7 @@ impl Follow {
                 is_changed
             });
             own_rows.send_replace(self.says(member.as_ref(), block, own.tunnel, address));
+            self.peers.send_replace(peers::known(&told, own, &nearness));
             let sealed = self.seal(&told, own).await;
             let set = if set_last.as_ref() == Some(&wanted) {
                 Ok(())

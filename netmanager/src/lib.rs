@@ -12,8 +12,10 @@
 //! | [`wants`], [`misses`] | services of other applications, asked for at first use; the packets that wait for the answer |
 //! | [`overlay`] | from what the cluster tells to what kernel and name server are given |
 //! | [`sealing`] | this node's end of the encrypted tunnel: keys, worker, peers |
+//! | [`peers`] | other nodes as this one reaches them, for people |
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
+//! | [`diagnosis`] | what on the node gets into the overlay's way |
 //! | [`dns`] | names for containers, on the gateway addresses |
 //! | [`metrics`] | what is counted |
 //!
@@ -26,12 +28,14 @@
 pub mod api;
 pub mod config;
 pub mod datapath;
+pub mod diagnosis;
 pub mod dns;
 pub mod follow;
 pub mod metrics;
 pub mod misses;
 pub mod nearness;
 pub mod overlay;
+pub mod peers;
 pub mod probe;
 pub mod sealing;
 pub mod service;

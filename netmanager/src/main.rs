@@ -67,13 +67,18 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let health = Health::new();
     let check = health.check("datapath");
     let (open, is_open) = watch::channel(false);
-    let router = api::router(service.clone(), counters.clone(), is_open).merge(health::router(health, metrics));
+    let (peers, known) = watch::channel(Vec::new());
+    let ways = api::Ways {
+        known,
+        worker: config.worker_socket.clone(),
+    };
+    let router = api::router(service.clone(), counters.clone(), ways, is_open).merge(health::router(health, metrics));
     tracing::info!(
         node = config.node_name, socket = %config.socket.display(), version = SPEC.version, "serving"
     );
     let serving = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token());
     let serving = tokio::spawn(serving);
-    let follow = Follow::new(&config, service.clone(), names, counters, shutdown.token())?;
+    let follow = Follow::new(&config, service.clone(), names, counters, peers, shutdown.token())?;
     let told = follow.start().await?;
     open.send_replace(true);
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));

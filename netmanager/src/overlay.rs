@@ -130,7 +130,7 @@ pub fn sealed_nodes<'a>(told: &'a Told, own: Own<'a>) -> impl Iterator<Item = (&
 }
 
 /// Where VXLAN leads to a node, if that is the way: both use it, in one cluster. Both ends decide the same.
-fn vxlan_to(own: Own<'_>, row: &NodeRow) -> Option<IpAddr> {
+pub fn vxlan_to(own: Own<'_>, row: &NodeRow) -> Option<IpAddr> {
     let address = row.address?;
     let is_near = own.home.is_some_and(|home| home.cluster == row.cluster);
     let is_same_family = own

@@ -265,7 +265,8 @@ impl NetService {
         self.callers.send_replace(Arc::new(callers.collect()));
     }
 
-    fn overlay(&self) -> Arc<Overlay> {
+    /// What came from the tables last.
+    pub fn overlay(&self) -> Arc<Overlay> {
         self.overlay.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

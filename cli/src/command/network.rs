@@ -1,6 +1,7 @@
 //! `roble network`: which name and which address leads to whom.
 
 use super::Session;
+use super::node::Here;
 use crate::api;
 use crate::failure::Failure;
 use crate::output::{self, Page, View};
@@ -28,6 +29,8 @@ pub enum Verb {
         #[arg(value_name = "NAME|ADDRESS")]
         name: String,
     },
+    /// On a node: list the other nodes that it talks to, and which way: direct or relayed, round-trip time, bytes.
+    Routes(Here),
 }
 
 /// One service as it is called.
@@ -110,6 +113,7 @@ pub(crate) async fn run(verb: Verb, session: Session<'_>) -> Result<(), Failure>
             let targets = resolve(&name, &services, &instances)?;
             output::list(console, format, &targets)
         }
+        Verb::Routes(_) => Err(Failure::Usage("this verb needs no root".into())),
     }
 }
 

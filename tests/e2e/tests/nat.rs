@@ -468,12 +468,12 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     let address = texts(&shop["addresses"])[0].clone();
     let mut echo = south.spawn_in(
         &id(&shop),
-        "import socket\ns=socket.create_server(('0.0.0.0',9000))\nc=s.accept()[0]\nwhile (d:=c.recv(65536)): c.sendall(d)\n",
+        "import socket\ns=socket.create_server(('0.0.0.0',9001))\nc=s.accept()[0]\nwhile (d:=c.recv(65536)): c.sendall(d)\n",
         &[],
     );
     let open = north.spawn_in(
         &id(&web),
-        "import socket,sys,time,select\nwhile True:\n try: s=socket.create_connection((sys.argv[1],9000),5); break\n \
+        "import socket,sys,time,select\nwhile True:\n try: s=socket.create_connection((sys.argv[1],9001),5); break\n \
          except OSError: time.sleep(.1)\nn=0\nwhile n<40 or not select.select([sys.stdin],[],[],.02)[0]:\n \
          s.sendall(b'%08d'%n)\n d=b''\n while len(d)<8: d+=s.recv(8-len(d)) or sys.exit('cut')\n assert int(d)==n\n n+=1\nprint(n)\n",
         &[&address],

@@ -60,6 +60,21 @@ fn services_are_reached_by_name_and_address_over_nodes_and_restarts() {
         last.len() == 4 && last[0] == last[2] && last[1] == last[3] && last[0] != last[1]
     });
 
+    // The closest is the one beside it, always.
+    let applied = tree.apply_file("examples/closest.yaml");
+    assert!(applied.ok, "{}", applied.err);
+    tree.must(&["wait", "near/server", "--for", "running", "--timeout", "60s"]);
+    tree.must(&["wait", "near/client", "--for", "running", "--timeout", "60s"]);
+    let client = place(&tree, "near/client.0");
+    let beside = (0..2).find(|n| place(&tree, &format!("near/server.{n}")).1 == client.1);
+    let beside = format!("instance {}", beside.expect("a server on each node"));
+    wait_for("the server beside the client to answer it", 40, || {
+        let log = tree.must(&["logs", "near/client.0"]);
+        let said: Vec<&str> = log.lines().rev().take(4).collect();
+        said.len() == 4 && said.iter().all(|line| line.ends_with(&beside))
+    });
+    tree.must(&["delete", "app", "near", "--wait"]);
+
     let taken = tree.apply("application: other\nservices:\n  web:\n    image: docker.io/library/roble-hello:latest\n    addresses: {round_robin: 10.30.55.55}\n");
     assert!(
         !taken.ok && taken.err.contains("10.30.55.55") && taken.err.contains("another service"),
