@@ -5,6 +5,7 @@
 
 mod deploy;
 mod idle;
+mod overlay;
 mod peer;
 mod probe;
 mod process;
@@ -28,6 +29,14 @@ enum Name {
     Traffic,
     /// Exec to first right answer, against mosquitto.
     Start,
+    /// A service address against the endpoint's own.
+    ServiceIp,
+    /// Ping-pong through a service address against the endpoint's own.
+    Latency,
+    /// A container's interface, from the request to the answer.
+    Attach,
+    /// Memory of the net manager with and without flows.
+    NetIdle,
     /// TCP through the encrypted tunnel in user space, against gotatun, boringtun and wireguard-go.
     Tunnel,
 }
@@ -60,6 +69,10 @@ fn main() -> anyhow::Result<()> {
         // Two acknowledged beats of the profile `metered` take 40 s.
         Name::Traffic => traffic::run(seconds(90), seconds(90).max(120))?,
         Name::Start => start::run(rounds(9))?,
+        Name::ServiceIp => overlay::service_ip(rounds(7), seconds(3))?,
+        Name::Latency => overlay::latency(rounds(9))?,
+        Name::Attach => overlay::attach(rounds(100))?,
+        Name::NetIdle => overlay::net_idle(rounds(3))?,
         Name::Tunnel => tunnel::run(rounds(7), seconds(5))?,
     };
     println!("\n{machine}\n{}", report::table(&rows));

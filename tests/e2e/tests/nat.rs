@@ -278,6 +278,15 @@ impl<'a> Site<'a> {
         let rules = inside(&self.machine(), &["nft", "list", "ruleset"]).out;
         assert!(!rules.contains("roble"), "{rules}");
         assert_eq!(self.tunnel(), "", "the worker is gone");
+    }
+}
+
+impl Drop for Site<'_> {
+    /// A test that failed leaves nothing that runs.
+    fn drop(&mut self) {
+        self.daemons.clear();
+        let worker = format!("roble-tunnel .*{}", self.path("tunnel.sock"));
+        let _ = command("pkill", &["-9", "-f", &worker]);
         self.remove();
     }
 }
