@@ -9,7 +9,7 @@ use crate::packet::segment::Segments;
 use crate::packet::vnet::{GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, VNET, Vnet};
 use crate::packet::{Ip, ecn, fragment, icmp};
 use crate::session::{OVERHEAD, Session, TYPE};
-use crate::types::{DeviceConfig, DeviceStatus, PeerConfig};
+use crate::types::{DeviceConfig, PeerConfig};
 use crate::uapi::{Answer, Request, encode_answer, encode_request};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -209,7 +209,7 @@ pub fn samples() -> [(&'static str, Samples); 4] {
         peers: vec![wish],
         ..DeviceConfig::default()
     };
-    let status = Answer::Status(Box::new(DeviceStatus::default()));
+    let status = Answer::Status(Box::default());
     let texts = vec![
         ("get", encode_request(&Request::Get).into_bytes()),
         ("set", encode_request(&Request::Set(Box::new(config))).into_bytes()),
