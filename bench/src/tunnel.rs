@@ -120,6 +120,8 @@ impl Lab {
             format!("table inet loss {{\n chain in {{\n type filter hook input priority 0;\n {rule}\n }}\n}}\n"),
         )?;
         for netns in &self.0 {
+            // A run of datagrams would be lost as one.
+            ip(&["-n", netns, "link", "set", "v0", "gso_max_segs", "1"])?;
             output(
                 Command::new("ip")
                     .args(["netns", "exec", netns, "nft", "-f"])

@@ -2,13 +2,15 @@
 
 use crate::core::{Core, Now};
 use crate::counters::DropCounters;
-use crate::key::PrivateKey;
+use crate::key::{PresharedKey, PrivateKey};
+use crate::noise::{Codes, Identity};
 use crate::packet::coalesce::Coalescer;
 use crate::packet::segment::Segments;
-use crate::packet::vnet::{VNET, Vnet};
+use crate::packet::vnet::{GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, VNET, Vnet};
 use crate::packet::{Ip, ecn, fragment, icmp};
 use crate::session::{OVERHEAD, Session, TYPE};
 use crate::types::{DeviceConfig, PeerConfig};
+use crate::uapi::{Answer, Request, encode_answer, encode_request};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -148,6 +150,81 @@ fn cut(frame: &[u8]) -> usize {
     count
 }
 
+/// Named inputs.
+pub type Samples = Vec<(&'static str, Vec<u8>)>;
+
+/// Valid inputs of each body, by the name of its folder, from which a corpus grows. Handshakes differ each time.
+///
+/// # Panics
+/// If one of them is not valid.
+pub fn samples() -> [(&'static str, Samples); 4] {
+    let device = Identity::new(PrivateKey::from_bytes([0x50; 32]));
+    // Somebody whom the device does not know.
+    let peer = Identity::new(PrivateKey::from_bytes([0x60; 32]));
+    let made = peer.initiate(&device.public(), &PresharedKey::default(), 7, &[0x40; 12]);
+    let (_, mut initiation) = made.expect("keys that are keys");
+    Codes::of(device.public()).sign(&mut initiation, None);
+    let mut data = vec![0; OVERHEAD + 64];
+    data[0] = TYPE;
+    let read = device.read_initiation(&initiation).expect("its own");
+    let (mut response, _) = read.respond(&PresharedKey::default(), 9).expect("keys that are keys");
+    Codes::of(device.public()).sign(&mut response, None);
+    let cookie = device.cookie_reply(&initiation, &[5; 16], &[6; 24]).to_vec();
+    let datagrams = vec![
+        ("initiation", initiation.to_vec()),
+        ("response", response.to_vec()),
+        ("cookie", cookie),
+        ("data", data),
+        ("empty", Vec::new()),
+    ];
+    // Two neighbours of a TCP stream over IPv4 and of a UDP flow over IPv6, 60 bytes each.
+    let mut tcp = [0_u8; 60];
+    (tcp[0], tcp[3], tcp[6], tcp[8], tcp[9]) = (0x45, 60, 0x40, 64, 6);
+    tcp[12..20].copy_from_slice(&[10, 18, 0, 1, 10, 18, 1, 1]);
+    (tcp[32], tcp[33]) = (0x50, 0x10);
+    let mut udp = [0_u8; 60];
+    (udp[0], udp[5], udp[6], udp[7], udp[45], udp[46]) = (0x60, 20, 17, 64, 20, 1);
+    let inner = |packet: &[u8]| [&[15], packet, packet].concat();
+    let vnet = |gso_type, csum_start, csum_offset| Vnet {
+        flags: NEEDS_CSUM,
+        gso_type,
+        hdr_len: 0,
+        gso_size: 4,
+        csum_start,
+        csum_offset,
+    };
+    let frame = |vnet: Vnet, packet: &[u8]| [&vnet.bytes()[..], packet].concat();
+    let frames = vec![
+        ("whole", frame(vnet(0, 20, 16), &tcp)),
+        ("tcp", frame(vnet(GSO_TCPV4, 20, 16), &tcp)),
+        ("udp", frame(vnet(GSO_UDP_L4, 40, 6), &udp)),
+    ];
+    let mut wish = PeerConfig::new(peer.public());
+    wish.endpoint = Some(([10, 0, 0, 1], 7).into());
+    wish.candidates = vec![([10, 0, 0, 2], 7).into()];
+    wish.allowed_ips = "10.18.0.0/26".parse().into_iter().collect();
+    let config = DeviceConfig {
+        listen_port: Some(7),
+        replace_peers: true,
+        peers: vec![wish],
+        ..DeviceConfig::default()
+    };
+    let status = Answer::Status(Box::default());
+    let texts = vec![
+        ("get", encode_request(&Request::Get).into_bytes()),
+        ("set", encode_request(&Request::Set(Box::new(config))).into_bytes()),
+        ("status", encode_answer(&status).into_bytes()),
+        ("refused", encode_answer(&Answer::Done(-22)).into_bytes()),
+    ];
+    let inners = vec![("tcp", inner(&tcp)), ("udp", inner(&udp))];
+    [
+        ("tunnel-datagram", datagrams),
+        ("tunnel-inner", inners),
+        ("tunnel-frame", frames),
+        ("tunnel-uapi", texts),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +249,18 @@ mod tests {
                 start.extend(rest);
                 start
             })
+    }
+
+    #[test]
+    fn samples_are_what_they_are_called() {
+        let [(_, datagrams), (_, inner), (_, frames), (_, texts)] = samples();
+        let device = Identity::new(PrivateKey::from_bytes([0x50; 32]));
+        assert!(device.codes().is_signed(&datagrams[0].1) && device.codes().is_signed(&datagrams[1].1));
+        datagrams.iter().for_each(|(_, bytes)| fuzz_datagram(bytes));
+        inner.iter().for_each(|(_, bytes)| fuzz_inner(bytes));
+        let counts: Vec<_> = frames.iter().map(|(_, bytes)| cut(bytes)).collect();
+        assert_eq!(counts, [1, 5, 3]);
+        texts.iter().for_each(|(_, bytes)| fuzz_uapi(bytes));
     }
 
     proptest! {

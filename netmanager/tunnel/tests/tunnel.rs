@@ -303,3 +303,43 @@ fn nobody_else_may_control_it() {
     assert_eq!(run("python3", &["-c", &ask]).trim(), "0");
     assert!(a.client.get().is_ok());
 }
+
+/// Needs `scripts/install-tunnel-peers.sh FOLDER` and `ROBLE_TUNNEL_PEERS=FOLDER`.
+#[test]
+fn the_other_end_may_be_another_program() {
+    let Some(folder) = std::env::var_os("ROBLE_TUNNEL_PEERS") else {
+        eprintln!("SKIPPED: ROBLE_TUNNEL_PEERS does not say where wireguard-go, gotatun and boringtun are");
+        return;
+    };
+    let folder = std::path::Path::new(&folder).join("bin");
+    let foreground = ["--foreground", "--disable-drop-privileges"];
+    for (program, args) in [
+        ("wireguard", &["-f"][..]),
+        ("gotatun", &foreground),
+        ("boringtun-cli", &foreground),
+    ] {
+        if !folder.join(program).is_file() {
+            eprintln!("SKIPPED: {program} is not in {}", folder.display());
+            continue;
+        }
+        let mut lab = Lab::new();
+        lab.add("a");
+        lab.add("b");
+        lab.link("a", "b", [&["10.77.0.1/24"], &["10.77.0.2/24"]]);
+        let a = lab.worker("a", ["10.18.0.1", "fd18::1"]);
+        let b = lab.foreign("b", &folder.join(program), args, ["10.18.0.2", "fd18::2"]);
+        a.set(vec![b.as_peer(Some("10.77.0.2"))]);
+        b.set(vec![a.as_peer(Some("10.77.0.1"))]);
+        // Who calls first initiates.
+        lab.serve_echo("a", 7000);
+        lab.serve_echo("b", 7000);
+        for (from, to) in [("b", &a), ("a", &b)] {
+            echo(&lab.connect(from, (to.inner[0], 7000).into()), 4, 12);
+            ping(&lab, from, to.inner[1], 4_000);
+        }
+        let received = a.status().peers[0].rx_packets;
+        assert!(received > 1_000, "{program}");
+        assert!(b.status().peers[0].last_handshake.is_some(), "{program}");
+        eprintln!("{program}: as it should be");
+    }
+}

@@ -95,6 +95,26 @@ pub const BODIES: &[Body] = &[
         corpus: &["corpus/dns"],
         run: roble_net::dns::fuzz_query,
     },
+    Body {
+        name: "tunnel-datagram",
+        corpus: &["corpus/tunnel-datagram"],
+        run: roble_tunnel::fuzz::fuzz_datagram,
+    },
+    Body {
+        name: "tunnel-inner",
+        corpus: &["corpus/tunnel-inner"],
+        run: roble_tunnel::fuzz::fuzz_inner,
+    },
+    Body {
+        name: "tunnel-frame",
+        corpus: &["corpus/tunnel-frame"],
+        run: roble_tunnel::fuzz::fuzz_frame,
+    },
+    Body {
+        name: "tunnel-uapi",
+        corpus: &["corpus/tunnel-uapi"],
+        run: roble_tunnel::fuzz::fuzz_uapi,
+    },
 ];
 
 /// Key of the items that are read on their own.

@@ -37,7 +37,10 @@ pub fn write() -> anyhow::Result<()> {
         ("name", names()?),
         ("certificate", certificates()?),
         ("dns", queries()),
-    ] {
+    ]
+    .into_iter()
+    .chain(roble_tunnel::fuzz::samples())
+    {
         let folder = crate::root().join("corpus").join(folder);
         std::fs::create_dir_all(&folder)?;
         for (name, bytes) in samples {

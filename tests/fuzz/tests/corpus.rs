@@ -24,6 +24,7 @@ const PACKETS: &[&str] = &["mqtt", "topic"];
 const MESSAGES: &[&str] = &["frame-up", "frame-down", "assignment", "status", "profile"];
 const IDENTITIES: &[&str] = &["token", "name", "certificate"];
 const QUERIES: &[&str] = &["dns"];
+const TUNNEL: &[&str] = &["tunnel-datagram", "tunnel-inner", "tunnel-frame", "tunnel-uapi"];
 
 #[test]
 fn descriptors() {
@@ -51,8 +52,13 @@ fn queries_for_names() {
 }
 
 #[test]
+fn what_a_tunnel_gets() {
+    check(TUNNEL);
+}
+
+#[test]
 fn no_body_is_left_out() {
-    let checked: Vec<&str> = [DESCRIPTORS, PACKETS, MESSAGES, IDENTITIES, QUERIES].concat();
+    let checked: Vec<&str> = [DESCRIPTORS, PACKETS, MESSAGES, IDENTITIES, QUERIES, TUNNEL].concat();
     assert_eq!(checked.len(), BODIES.len());
     assert!(BODIES.iter().all(|body| checked.contains(&body.name)));
 }

@@ -13,7 +13,7 @@ use crate::sys::udp::{Receiver, Run};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ struct Inbound<'a> {
     /// Packets to be written.
     packets: Vec<Range<usize>>,
     last: Option<Arc<Session>>,
+    /// Where what is in `opened` came from, and with which marks.
+    way: Option<(SocketAddr, u8)>,
 }
 
 pub(super) fn run(worker: &Worker) {
@@ -48,6 +50,7 @@ pub(super) fn run(worker: &Worker) {
         opened: Vec::with_capacity(MOST_PIECES),
         packets: Vec::new(),
         last: None,
+        way: None,
     };
     while !worker.has_ended.load(Ordering::Relaxed) {
         let (sockets, version) = (worker.sockets(), worker.version.load(Ordering::Relaxed));
@@ -95,6 +98,7 @@ impl Inbound<'_> {
         for run in runs {
             self.take_run(bytes, run);
         }
+        self.settle_session(bytes);
         self.write(receiver.bytes());
     }
 
@@ -103,27 +107,30 @@ impl Inbound<'_> {
         if run.length == 0 {
             return self.worker.drops.add(Reason::TooShort);
         }
+        if self.way != Some((run.from, run.tos)) {
+            self.settle_session(bytes);
+            self.way = Some((run.from, run.tos));
+        }
         for start in (run.start..end).step_by(run.segment) {
             let datagram = start..(start + run.segment).min(end);
             let message = &mut bytes[datagram.clone()];
             if message.len() < OVERHEAD {
                 self.worker.drops.add(Reason::TooShort);
             } else if message.starts_with(&[TYPE, 0, 0, 0]) {
-                self.open(bytes, datagram, run);
+                self.open(bytes, datagram);
             } else {
                 let mut core = self.worker.lock();
                 core.handshake(message, run.from, Worker::now());
                 self.worker.settle(core);
             }
         }
-        self.settle_session(bytes, run);
     }
 
-    /// Opens a datagram of a session. Those of one session are accounted for together.
-    fn open(&mut self, bytes: &mut [u8], datagram: Range<usize>, run: &Run) {
+    /// Opens a datagram of a session. Those of one session and one way are accounted for together.
+    fn open(&mut self, bytes: &mut [u8], datagram: Range<usize>) {
         let number = index_at(&bytes[datagram.clone()], 4);
         if self.last.as_ref().is_none_or(|session| session.local != number) {
-            self.settle_session(bytes, run);
+            self.settle_session(bytes);
             self.last = self.worker.lock().session(number);
         }
         let Some(session) = &self.last else {
@@ -142,8 +149,9 @@ impl Inbound<'_> {
         }
     }
 
-    /// After the last datagram of a session in a run: replays go, the core is told, sources are looked at.
-    fn settle_session(&mut self, bytes: &mut [u8], run: &Run) {
+    /// After the last datagram of a session and a way: replays go, the core is told, sources are looked at.
+    fn settle_session(&mut self, bytes: &mut [u8]) {
+        let Some((from, tos)) = self.way else { return };
         let Some(session) = self.last.clone().filter(|_| !self.opened.is_empty()) else {
             return;
         };
@@ -157,7 +165,7 @@ impl Inbound<'_> {
             .is_some_and(|live| Arc::ptr_eq(&live, &session));
         let (mut arrival, mut is_any) = (
             Arrival {
-                from: run.from,
+                from,
                 is_newest: false,
                 bytes: 0,
                 packets: 0,
@@ -189,7 +197,7 @@ impl Inbound<'_> {
                 owned = Some(ip.source);
             }
             let packet = opened.text.start..opened.text.start + ip.length;
-            match ecn::combine(ip.tos, run.tos) {
+            match ecn::combine(ip.tos, tos) {
                 None => {
                     worker.drops.add(Reason::Congested);
                     continue;

@@ -5,6 +5,7 @@ use roble_tunnel::{Client, Device as _, DeviceConfig, DeviceStatus, PeerConfig, 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -137,14 +138,52 @@ impl Lab {
             child: None,
         };
         let node = node.start();
+        self.bring_up(name, DEVICE, inner);
+        node
+    }
+
+    /// Starts another program that does the same.
+    pub fn foreign(&self, name: &'static str, program: &Path, args: &[&str], inner: [&str; 2]) -> Node {
+        // They all have their sockets in one folder.
+        let device = format!("rbtu{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        std::fs::create_dir_all("/run/wireguard").unwrap();
+        let socket = format!("/run/wireguard/{device}.sock");
+        let _ = std::fs::remove_file(&socket);
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.full(name)))
+            .arg(program)
+            .args(args)
+            .arg(&device);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let node = Node {
+            name,
+            netns: self.full(name),
+            client: Client::new(socket),
+            key: PrivateKey::generate(),
+            log: self.folder.path().join(format!("{name}.log")),
+            inner: inner.map(|address| address.parse().unwrap()),
+            child: Some(child),
+        };
+        wait("a program that serves", || node.client.get().ok());
+        self.run_in(name, "ip", &["link", "set", &device, "mtu", "1420"]);
+        self.bring_up(name, &device, inner);
+        node
+    }
+
+    fn bring_up(&self, name: &str, device: &str, inner: [&str; 2]) {
         for (address, prefix) in inner.into_iter().zip(["/16", "/64"]) {
             let address = format!("{address}{prefix}");
-            let mut args = vec!["addr", "add", &address, "dev", DEVICE];
+            let mut args = vec!["addr", "add", &address, "dev", device];
             args.extend(address.contains(':').then_some("nodad"));
             self.run_in(name, "ip", &args);
         }
-        self.run_in(name, "ip", &["link", "set", DEVICE, "up"]);
-        node
+        self.run_in(name, "ip", &["link", "set", device, "up"]);
     }
 
     /// Two nodes with a link, each told of the other.
