@@ -95,6 +95,11 @@ pub const BODIES: &[Body] = &[
         corpus: &["corpus/dns"],
         run: roble_net::dns::fuzz_query,
     },
+    Body {
+        name: "held-packet",
+        corpus: &["corpus/packet"],
+        run: roble_net::misses::fuzz_packet,
+    },
 ];
 
 /// Key of the items that are read on their own.
