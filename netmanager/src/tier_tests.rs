@@ -2,6 +2,7 @@ use super::*;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use roble_core::ids::{ApplicationId, ChildId, ClusterId, InstanceId, NodeId, OrganizationId, RawId, ServiceId};
+use roble_core::overlay::row::{Allowed, WantRow, Wanted};
 use roble_core::overlay::tables::Writer;
 use roble_core::time::Timestamp;
 use roble_link::parent::ParentClocks;
@@ -20,6 +21,15 @@ const fn application(number: u8) -> ApplicationId {
     ApplicationId(raw(2, number))
 }
 
+/// What one of the applications may want to know.
+fn want(rng: &mut SmallRng) -> Row {
+    Row::Want(WantRow {
+        application: application(rng.random_range(0..2)),
+        wanted: Wanted::Name(format!("web{}.app", rng.random_range(0..4))),
+        service: None,
+    })
+}
+
 fn row(rng: &mut SmallRng) -> Row {
     let number = rng.random_range(0..6_u8);
     let service = ServiceId(raw(3, number));
@@ -32,7 +42,13 @@ fn row(rng: &mut SmallRng) -> Row {
             path: format!("app/web{}", rng.random_range(0..3)),
             v4: BTreeMap::new(),
             v6: BTreeMap::new(),
-            allows: Vec::new(),
+            allows: (0..rng.random_range(0..2))
+                .map(|_| Allowed {
+                    application: application(rng.random_range(0..2)),
+                    service: None,
+                    ports: Vec::new(),
+                })
+                .collect(),
         }),
         1 => Row::Instance(InstanceRow {
             instance: InstanceId {
@@ -76,7 +92,7 @@ impl Pair {
             beat_ms: 60_000,
             fence_ms: 30_000,
         };
-        let mut server = TableServer::new(clocks, true);
+        let mut server = TableServer::new(clocks, true).at_the_top();
         server.add_child(CHILD);
         Self {
             server,
@@ -128,8 +144,19 @@ impl Pair {
                     let arrives = self.at + self.rng.random_range(0..300);
                     self.down.push((arrives, frame.encode_to_vec()));
                 }
-                TablesOutput::Heard(_, key, Some(row)) => drop(self.heard.insert(key, row)),
-                TablesOutput::Heard(_, key, None) => drop(self.heard.remove(&key)),
+                TablesOutput::Heard(_, key, row) => {
+                    if let RowKey::Want(..) = key {
+                        let want = row.clone().and_then(|row| match row {
+                            Row::Want(want) => Some(want),
+                            _ => None,
+                        });
+                        assert!(self.server.set_wanted(CHILD, key, want));
+                    }
+                    match row {
+                        Some(row) => drop(self.heard.insert(key, row)),
+                        None => drop(self.heard.remove(&key)),
+                    }
+                }
                 TablesOutput::Violation(_, what) => panic!("{what}"),
                 TablesOutput::Send(..) | TablesOutput::TellParent(_) => {}
             }
@@ -232,7 +259,9 @@ fn whatever_is_lost_on_the_way_the_tables_are_the_same_in_the_end() {
                 0 => pair.break_link(),
                 1 => pair.restart(),
                 2 => {
-                    let says = (0..pair.rng.random_range(0..3)).map(|_| row(&mut pair.rng)).collect();
+                    let count = pair.rng.random_range(0..3);
+                    let mut says: Vec<Row> = (0..count).map(|_| row(&mut pair.rng)).collect();
+                    says.extend((0..count).map(|_| want(&mut pair.rng)));
                     pair.happen(Event::Says(says));
                 }
                 _ => {}
@@ -241,10 +270,15 @@ fn whatever_is_lost_on_the_way_the_tables_are_the_same_in_the_end() {
         }
         pair.loss = 0;
         pair.break_link();
-        let says: Vec<Row> = vec![Row::Block(Block::new([10, 18, 9, 0].into(), 26))];
+        let wants: BTreeMap<RowKey, Row> = (0..4)
+            .map(|_| want(&mut pair.rng))
+            .map(|want| (want.key(), want))
+            .collect();
+        let mut says: Vec<Row> = vec![Row::Block(Block::new([10, 18, 9, 0].into(), 26))];
+        says.extend(wants.into_values());
         pair.happen(Event::Says(says.clone()));
-        // Two beats and what follows from them.
-        for _ in 0..1_500 {
+        // Some beats and what follows from them: what is overtaken counts as lost.
+        for _ in 0..6_000 {
             pair.step();
         }
         let tables = pair.server.tables();
@@ -258,6 +292,11 @@ fn whatever_is_lost_on_the_way_the_tables_are_the_same_in_the_end() {
                 .iter()
                 .map(|block| (Row::Block(*block).key(), Row::Block(*block))),
         );
+        let answers = pair.server.wanted(CHILD).filter_map(|key| {
+            let answer = pair.server.answer_to(CHILD, key)?;
+            Some((key, Row::Want(answer.clone())))
+        });
+        told.extend(answers);
         assert_eq!(pair.tier.told().rows, told, "seed {seed}");
         let heard: Vec<Row> = pair.heard.values().cloned().collect();
         assert_eq!(heard, says, "seed {seed}");

@@ -45,14 +45,17 @@ pub struct Answers {
 impl Answers {
     /// As the rows say that the cluster tells. `known`: service addresses that the kernel knows.
     pub fn of<'a>(rows: impl IntoIterator<Item = &'a Row>, known: BTreeSet<IpAddr>) -> Self {
-        let wants = rows.into_iter().filter_map(|row| match row {
-            Row::Want(want) => Some((want.key(), want.clone())),
-            _ => None,
-        });
-        Self {
-            wants: wants.collect(),
-            known,
+        let (mut wants, mut services) = (BTreeMap::new(), BTreeSet::new());
+        for row in rows {
+            match row {
+                Row::Want(want) => drop(wants.insert(want.key(), want.clone())),
+                Row::Service(row) => drop(services.insert(row.service)),
+                _ => {}
+            }
         }
+        // What is said to be there is known once its row has come, too.
+        wants.retain(|_, want| want.service.is_none_or(|service| services.contains(&service)));
+        Self { wants, known }
     }
 
     fn outcome(&self, want: &WantRow) -> Option<Outcome> {

@@ -331,19 +331,19 @@ fn restart_adopts_and_gone_namespaces_are_forgotten() {
     let (a, _) = (lab.attach("a", &["8080:80"]), lab.attach("b", &["8081:80"]));
     lab.serve("a", 80);
     // The device for misses lives and dies with the daemon.
-    let links = || {
+    let links = |lab: &Lab| {
         let links = lab.node("ip", &["-o", "link"]);
         let lasting: Vec<&str> = links.lines().filter(|line| !line.contains("rbl-miss")).collect();
         lasting.join("\n")
     };
-    let before = links();
+    let before = links(&lab);
     // Flows and links live through the end of the daemon, polite or not.
     lab.stop();
     assert!(lab.call("out", &format!("{NODE}:8080")).unwrap().starts_with("a "));
     lab.start();
     lab.kill();
     assert!(lab.call("out", &format!("{NODE}:8080")).unwrap().starts_with("a "));
-    assert_eq!(links(), before, "links were adopted, not made again");
+    assert_eq!(links(&lab), before, "links were adopted, not made again");
 
     lab::run("ip", &["netns", "del", &lab.name("b")]);
     // Things that a program of ours left, or somebody broke, while the daemon was away.

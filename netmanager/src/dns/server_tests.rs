@@ -8,8 +8,8 @@ use domain::base::message_builder::OptBuilder;
 use domain::base::{Message, MessageBuilder, Name, Rtype};
 use domain::rdata::A;
 use roble_core::ids::{RawId, ServiceId};
-use roble_core::overlay::row::{Row, WantRow, Wanted};
-use std::collections::BTreeSet;
+use roble_core::overlay::row::{Row, ServiceRow, WantRow, Wanted};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -312,7 +312,19 @@ async fn a_service_of_another_application_is_asked_for_and_the_answer_waits() {
         ..want
     };
     node.wants
-        .set_answers(Answers::of(&[Row::Want(found)], BTreeSet::new()));
+        .set_answers(Answers::of(&[Row::Want(found.clone())], BTreeSet::new()));
+    assert!(!answer.is_finished(), "the service's row has not come yet");
+    let service = ServiceRow {
+        service: ServiceId(RawId::from_bytes([11; 12])),
+        organization: zone::sample_caller(1).organization,
+        application: found.application,
+        path: "shop/web".to_owned(),
+        v4: BTreeMap::new(),
+        v6: BTreeMap::new(),
+        allows: Vec::new(),
+    };
+    let rows = [Row::Want(found), Row::Service(service)];
+    node.wants.set_answers(Answers::of(&rows, BTreeSet::new()));
     assert_eq!(answer.await.unwrap(), "NOERROR 10.30.11.1");
     // Nobody answers: neither there nor not there. Nobody is asked for what is of the own application, or no service's name.
     assert_eq!(ask_tcp(&node, FIRST, &query("web.mail.roble", None)).await, "SERVFAIL");

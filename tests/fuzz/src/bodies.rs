@@ -115,6 +115,11 @@ pub const BODIES: &[Body] = &[
         corpus: &["corpus/tunnel-uapi"],
         run: roble_tunnel::fuzz::fuzz_uapi,
     },
+    Body {
+        name: "held-packet",
+        corpus: &["corpus/packet"],
+        run: roble_net::misses::fuzz_packet,
+    },
 ];
 
 /// Key of the items that are read on their own.

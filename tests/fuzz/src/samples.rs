@@ -37,6 +37,7 @@ pub fn write() -> anyhow::Result<()> {
         ("name", names()?),
         ("certificate", certificates()?),
         ("dns", queries()),
+        ("packet", first_packets()),
     ]
     .into_iter()
     .chain(roble_tunnel::fuzz::samples())
@@ -51,6 +52,22 @@ pub fn write() -> anyhow::Result<()> {
 }
 
 type Samples = Vec<(&'static str, Vec<u8>)>;
+
+/// First packets to services: IPv4 and IPv6, UDP with nothing in it.
+fn first_packets() -> Samples {
+    let v4 = [
+        &[0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0, 0][..],
+        &[10, 18, 0, 2, 10, 30, 0, 7],
+        &[0x9c, 0x40, 0x1b, 0x58, 0, 8, 0, 0],
+    ];
+    let v6 = [
+        &[0x60, 0, 0, 0, 0, 8, 17, 64][..],
+        &[0xfc, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x0a, 0x12, 0, 2],
+        &[0xfd, 0xff, 0x20, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+        &[0x9c, 0x40, 0x1b, 0x58, 0, 8, 0, 0],
+    ];
+    vec![("v4", v4.concat()), ("v6", v6.concat())]
+}
 
 /// Queries for names: ours, of a policy, reverse, upstream; with and without EDNS.
 fn queries() -> Samples {

@@ -20,7 +20,7 @@ fn check(names: &[&str]) {
 }
 
 const DESCRIPTORS: &[&str] = &["descriptor"];
-const PACKETS: &[&str] = &["mqtt", "topic"];
+const PACKETS: &[&str] = &["mqtt", "topic", "held-packet"];
 const MESSAGES: &[&str] = &["frame-up", "frame-down", "assignment", "status", "profile"];
 const IDENTITIES: &[&str] = &["token", "name", "certificate"];
 const QUERIES: &[&str] = &["dns"];
