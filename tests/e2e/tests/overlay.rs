@@ -234,6 +234,14 @@ fn a_rule_opens_one_service_to_one_application() {
     wait_for("the same after all that", 40, || reached(&web) == [true; 6]);
     assert_eq!(reached(&rival), [false; 6]);
 
+    // Who calls by address alone is answered too: the first packet waits until the address is known.
+    let port = "            ports: [8080/tcp]\n";
+    let wider = example.replace(port, &format!("{port}          - from: rival\n"));
+    assert!(wider != example && tree.apply(&wider).ok);
+    wait_for("the other application to be let in", 30, || {
+        reached(&rival) == [true; 6]
+    });
+
     // The machine and its LAN are closed.
     let machine = "10.99.77.1";
     assert!(
@@ -245,5 +253,6 @@ fn a_rule_opens_one_service_to_one_application() {
     // Without the rule all is as before.
     assert!(tree.apply(&closed).ok);
     wait_for("the rule to be gone", 20, || reached(&web) == [false; 6]);
+    assert_eq!(reached(&rival), [false; 6]);
     drop(tree.down());
 }
