@@ -25,6 +25,8 @@ pub enum TablesOutput {
     Send(ChildId, wire::Frame),
     /// A child says this of itself, or with `None` no longer: whether it may is the tier's to judge.
     Heard(ChildId, RowKey, Option<Row>),
+    /// A child has said everything that it says of itself.
+    HeardOut(ChildId),
     /// What the parent is told of this row changed.
     TellParent(RowKey),
     /// A child broke the protocol.
@@ -47,6 +49,8 @@ pub struct TableServer {
     ends: BTreeMap<ChildId, ParentEnd>,
     blocks: BTreeMap<ChildId, Vec<Block>>,
     wants: Wants,
+    /// Children that have said everything they say of themselves since this process began.
+    heard: BTreeSet<ChildId>,
     out: Vec<TablesOutput>,
 }
 
@@ -103,6 +107,7 @@ impl TableServer {
             ends: BTreeMap::new(),
             blocks: BTreeMap::new(),
             wants: Wants::default(),
+            heard: BTreeSet::new(),
             out: Vec::new(),
         }
     }
@@ -137,6 +142,7 @@ impl TableServer {
         self.tables.remove_child(child);
         self.ends.remove(&child);
         self.blocks.remove(&child);
+        self.heard.remove(&child);
         self.wants.heard.remove(&child);
         self.wants.answers.remove(&child);
         self.wants.is_changed = true;
@@ -268,6 +274,11 @@ impl TableServer {
         Answer { service, is_final }
     }
 
+    /// Whether a child has said everything that it says of itself.
+    pub fn has_heard(&self, child: ChildId) -> bool {
+        self.heard.contains(&child)
+    }
+
     /// See [`Tables::set_wants`].
     pub fn set_wants(&mut self, child: ChildId, applications: &BTreeSet<ApplicationId>) {
         self.tables.set_wants(child, applications);
@@ -336,6 +347,10 @@ impl TableServer {
                 if let Ok(key) = key.parse() {
                     self.out.push(TablesOutput::Heard(child, key, None));
                 }
+            }
+            ParentOutput::HeardOut => {
+                self.heard.insert(child);
+                self.out.push(TablesOutput::HeardOut(child));
             }
             ParentOutput::Violation(what) => self.out.push(TablesOutput::Violation(child, what.to_owned())),
             // Signs of life, profiles and requests are of the other branch.
