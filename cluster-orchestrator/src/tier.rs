@@ -285,6 +285,11 @@ impl ClusterTier {
         &self.children
     }
 
+    /// Whether everything is known here that a lost store may have held: wishes, who runs what, and the root's rows.
+    pub fn is_settled(&self) -> bool {
+        self.children.is_settled() && self.overlay.is_whole
+    }
+
     /// Members and tokens, to be looked at.
     pub const fn registry(&self) -> &Registry {
         &self.registry

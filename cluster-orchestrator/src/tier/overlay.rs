@@ -13,7 +13,7 @@ use roble_core::tier::{Output, Write};
 use roble_core::time::Now;
 use roble_link::Source;
 use roble_link::child::{ChildEnd, ChildOutput};
-use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput, keeps_row};
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::topics::Branch;
 use roble_proto::wire;
@@ -170,7 +170,7 @@ impl ClusterTier {
     pub(super) fn publish_instance(&mut self, instance: InstanceId) {
         let orchestrator = self.children.orchestrator();
         if let Some(Row::Instance(row)) = self.overlay.server.tables().row(RowKey::Instance(instance))
-            && orchestrator.is_awaited(instance, row.node.into())
+            && keeps_row(orchestrator, instance, row.node.into())
         {
             return;
         }

@@ -11,7 +11,7 @@ use roble_core::overlay::row::{Allowed, InstanceRow, Policy, Row, RowKey, Servic
 use roble_core::overlay::tables::Writer;
 use roble_core::tier::{Output, Write};
 use roble_core::time::{Now, Timestamp};
-use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput, keeps_row};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -285,7 +285,7 @@ impl RootTier {
                     .set(Writer::Child(child), key, row.map(Row::Instance));
             }
             Some(child)
-                if orchestrator.is_awaited(instance, child)
+                if keeps_row(orchestrator, instance, child)
                     && self.overlay.server.tables().writer(key) == Some(Writer::Child(child)) => {}
             _ => self.forget_instance_row(key),
         }

@@ -30,7 +30,7 @@ impl World {
         let host = &mut self.clusters[index];
         let now = host.daemon.now(self.t);
         let Some(tier) = &host.daemon.tier else { return };
-        host.daemon.complete |= tier.children().is_settled();
+        host.daemon.complete |= tier.is_settled();
         let mut over = Vec::new();
         for child in tier.children().orchestrator().children(now) {
             let offers = &child.profile.offers;
