@@ -197,9 +197,9 @@ impl ClusterTier {
         if !complete && !config.is_new {
             children.set_fresh();
         }
-        let server = TableServer::new(ParentClocks::of_tables(&config.clocks), complete);
+        let server = TableServer::new(ParentClocks::of_tables(&config.clocks), false);
         let net = ChildEnd::new(config.uplink, rng.next_u64(), &config.software);
-        let mut overlay = Overlay::new(net, server);
+        let mut overlay = Overlay::new(net, server, complete);
         let of = |kind: &'static str| records.iter().filter(move |record| record.kind == kind);
         for record in of(TOKEN) {
             match serde_json::from_slice(&record.value) {
@@ -283,6 +283,11 @@ impl ClusterTier {
     /// The nodes and what is placed on them, to be looked at.
     pub const fn children(&self) -> &Children {
         &self.children
+    }
+
+    /// Whether everything is known here that a lost store may have held: wishes, who runs what, and the root's rows.
+    pub fn is_settled(&self) -> bool {
+        self.children.is_settled() && self.overlay.is_whole
     }
 
     /// Members and tokens, to be looked at.
@@ -435,18 +440,18 @@ impl Tier for ClusterTier {
         match event {
             Event::UplinkUp => {
                 self.uplink.transport_up(now);
-                self.overlay.uplink.transport_up(now);
+                self.net_up(now);
             }
             Event::UplinkDown => {
                 let outputs = self.uplink.transport_down();
                 self.handle_up(outputs, now, rng, &mut out);
-                let outputs = self.overlay.uplink.transport_down();
-                self.handle_net_up(outputs, now, &mut out);
+                self.net_down(now, &mut out);
             }
             Event::UplinkRevoked => {
                 let outputs = self.uplink.dismiss();
                 self.handle_up(outputs, now, rng, &mut out);
                 self.children.set_complete();
+                self.overlay.is_whole = true;
             }
             Event::UplinkMessage(frame) if frame.branch() == wire::Branch::Net => {
                 self.receive_net_up(frame, now, &mut out);

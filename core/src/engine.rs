@@ -51,6 +51,8 @@ pub struct Observed {
     pub state: ObservedState,
     /// Its endpoint addresses, if they are known.
     pub addresses: Vec<IpAddr>,
+    /// The net manager answers and does not know of it: it has no network.
+    pub detached: bool,
 }
 
 /// What an observed container does.
@@ -107,11 +109,13 @@ pub enum Lease {
     Lost,
 }
 
-/// Work for the runtime. At most one per instance is under way; its end comes back as `hear_started` or `hear_gone`.
+/// Work for the runtime. At most one start or stop per instance is under way; its end comes back as `hear_started` or `hear_gone`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Prepare and start the container; one of another version does not exist any more.
     Start(Assignment),
+    /// The container runs and has lost its network: give it one again. Nothing is told of its end; the next list shows it.
+    Attach(Assignment),
     /// Stop politely, then hard after `grace_ms`, and remove.
     Stop {
         /// Which instance.

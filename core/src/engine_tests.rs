@@ -78,6 +78,7 @@ fn engine() -> Engine {
 
 fn observed(generation: u64, state: ObservedState) -> Observed {
     Observed {
+        detached: false,
         addresses: Vec::new(),
         instance: instance(0),
         version: version(generation, 1),
@@ -296,4 +297,22 @@ fn nothing_starts_beside_what_a_lost_store_leaves_of_unknown_size() {
     assert!(matches!(engine.reconcile(at(2))[..], [Command::Stop { instance: stopped, .. }] if stopped == instance(0)));
     engine.hear_gone(instance(0), Ok(()), at(3), &mut rng());
     assert!(matches!(&engine.reconcile(at(4))[..], [Command::Start(started)] if started.instance == instance(1)));
+}
+
+#[test]
+fn a_container_that_lost_its_network_is_attached_again_and_not_restarted() {
+    let mut engine = engine();
+    engine.order(order(0, 1, 1, 10));
+    engine.reconcile(at(1));
+    engine.hear_started(instance(0), &version(1, 1), Ok(INFO), at(2), &mut rng());
+    assert_eq!(engine.reconcile(at(2)), []);
+    let mut shown = observed(1, ObservedState::Running { started_at: None });
+    for detached in [true, true, false] {
+        shown.detached = detached;
+        engine.hear_list(std::slice::from_ref(&shown), at(3), &mut rng());
+        let asked = engine.reconcile(at(3));
+        let wanted = detached.then(|| Command::Attach(order(0, 1, 1, 10)));
+        assert_eq!(asked, wanted.into_iter().collect::<Vec<_>>());
+        assert_eq!(engine.reconcile(at(3)), [], "once per look");
+    }
 }

@@ -516,6 +516,8 @@ impl Orchestrator {
             entry.record.leaving.retain(|left| !is_left(left));
             if !stays && let Some(set) = self.on_child.get_mut(&child) {
                 set.remove(&instance);
+                // It has nothing of the application any more, if this was the last of it.
+                self.effects.push(Effect::Order(child, instance));
             }
             freed = true;
             self.attention.insert(instance);

@@ -399,3 +399,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_child_that_has_nothing_left_of_an_application_is_looked_at_again() {
+    let mut orchestrator = two_nodes();
+    orchestrator.set_wish(wish(0, 1, 100, false));
+    orchestrator.reconcile(at(1));
+    let former = orchestrator.holder(instance(0)).unwrap();
+    let other = (0..2).map(child).find(|child| *child != former).unwrap();
+    orchestrator.hear_beat(other, at(30_000));
+    orchestrator.tick(at(30_000));
+    orchestrator.reconcile(at(30_000));
+    assert_eq!(orchestrator.holder(instance(0)), Some(other));
+    assert_eq!(orchestrator.applications_on(former).len(), 1, "it may still run there");
+    orchestrator.take_effects();
+    orchestrator.hear_settled(former);
+    assert!(
+        orchestrator
+            .take_effects()
+            .contains(&Effect::Order(former, instance(0)))
+    );
+    assert!(orchestrator.applications_on(former).is_empty());
+}
+
+#[test]
+fn everything_is_known_once_each_child_was_heard_or_is_lost() {
+    let mut orchestrator = two_nodes();
+    let knows = |orchestrator: &Orchestrator| orchestrator.has_heard_all(|_| true);
+    orchestrator.hear_all(child(0));
+    orchestrator.tick(at(1_000));
+    assert!(!knows(&orchestrator));
+    orchestrator.hear_beat(child(0), at(20_000));
+    orchestrator.tick(at(20_000));
+    assert!(knows(&orchestrator), "the other is lost");
+    assert!(!orchestrator.has_heard_all(|_| false));
+    orchestrator.set_fresh();
+    assert!(!knows(&orchestrator), "there may be others");
+    orchestrator.tick(at(Clocks::NODES.replace_fenced_ms));
+    assert!(knows(&orchestrator), "long enough");
+}

@@ -18,6 +18,12 @@ pub enum Bug {
     ForgetTombstone,
     /// A child's silence counts as confirmation: a copy is replaced at once.
     SkipFence,
+    /// A cluster that lost its store gives blocks of addresses without asking who has which.
+    ForgetBlocks,
+    /// That a row of the overlay's tables is gone is not passed on.
+    ForgetWithdrawal,
+    /// Rows are told to who has nothing of their application.
+    TellStrangers,
 }
 
 #[cfg(feature = "planted-bugs")]

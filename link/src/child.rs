@@ -383,10 +383,10 @@ impl ChildEnd {
             // It was lost on the way.
             self.profile_sent = false;
         }
-        if !ack.complete {
-            return;
-        }
         if ack.orders == self.orders.digest() {
+            if !ack.complete {
+                return;
+            }
             // Only the parent's word on exactly these orders is a lease: before, one of them may long be somebody else's.
             if let Some(sent) = sent {
                 self.acked_at = Some(self.acked_at.map_or(sent, |acked| acked.max(sent)));

@@ -239,12 +239,14 @@ impl ParentEnd {
                 out.extend(surplus.into_iter().map(ParentOutput::StatusRemoved));
             }
             Body::Fetch(fetch) if fetch.set == i32::from(SetKind::Orders) => match self.orders.answer(&fetch) {
-                Some((buckets, send)) if self.complete => {
-                    out.push(ParentOutput::Send(self.outbox.frame(Body::Buckets(buckets))));
-                    self.orders_seq = self.outbox.seq;
+                Some((buckets, send)) => {
+                    // What is known here is sent in any case; that there is nothing else is said only by who knows it.
+                    if self.complete && self.heard_out {
+                        out.push(ParentOutput::Send(self.outbox.frame(Body::Buckets(buckets))));
+                        self.orders_seq = self.outbox.seq;
+                    }
                     self.send_items(send, source, &mut out);
                 }
-                Some(_) => {}
                 None => out.push(ParentOutput::Violation("senseless fetch")),
             },
             Body::Response(response) => out.push(ParentOutput::Response(response)),

@@ -6,10 +6,12 @@
 
 use crate::parent::{ParentClocks, ParentEnd, ParentOutput};
 use crate::{Source, unknown_member};
-use roble_core::ids::{ApplicationId, ChildId, ServiceId};
+use roble_core::ids::{ApplicationId, ChildId, InstanceId, ServiceId};
+use roble_core::orchestrator::Orchestrator;
 use roble_core::overlay::block::Block;
 use roble_core::overlay::row::{Policy, Row, RowKey, WantRow};
 use roble_core::overlay::tables::{Change, Tables, Writer};
+use roble_core::status::{InstanceStatus, Phase};
 use roble_core::time::Now;
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::wire;
@@ -25,6 +27,8 @@ pub enum TablesOutput {
     Send(ChildId, wire::Frame),
     /// A child says this of itself, or with `None` no longer: whether it may is the tier's to judge.
     Heard(ChildId, RowKey, Option<Row>),
+    /// A child has said everything that it says of itself.
+    HeardOut(ChildId),
     /// What the parent is told of this row changed.
     TellParent(RowKey),
     /// A child broke the protocol.
@@ -47,6 +51,8 @@ pub struct TableServer {
     ends: BTreeMap<ChildId, ParentEnd>,
     blocks: BTreeMap<ChildId, Vec<Block>>,
     wants: Wants,
+    /// Children that have said everything they say of themselves since this process began.
+    heard: BTreeSet<ChildId>,
     out: Vec<TablesOutput>,
 }
 
@@ -93,6 +99,14 @@ impl Source for Told<'_> {
     }
 }
 
+/// Whether the row of an instance on `child` stays as it is although its status gives none: the child has not reported it
+/// since it was ordered anew, or runs it and has not heard of its addresses since it started itself.
+pub fn keeps_row(orchestrator: &Orchestrator, instance: InstanceId, child: ChildId) -> bool {
+    let is_blank = |status: InstanceStatus| status.phase == Phase::Running && status.addresses.is_empty();
+    orchestrator.is_awaited(instance, child)
+        || orchestrator.holder(instance) == Some(child) && orchestrator.view(instance).is_some_and(is_blank)
+}
+
 impl TableServer {
     /// Empty tables. `complete`: what is known here is whole, so that children may drop what is not in it.
     pub fn new(clocks: ParentClocks, complete: bool) -> Self {
@@ -103,6 +117,7 @@ impl TableServer {
             ends: BTreeMap::new(),
             blocks: BTreeMap::new(),
             wants: Wants::default(),
+            heard: BTreeSet::new(),
             out: Vec::new(),
         }
     }
@@ -137,6 +152,7 @@ impl TableServer {
         self.tables.remove_child(child);
         self.ends.remove(&child);
         self.blocks.remove(&child);
+        self.heard.remove(&child);
         self.wants.heard.remove(&child);
         self.wants.answers.remove(&child);
         self.wants.is_changed = true;
@@ -268,6 +284,11 @@ impl TableServer {
         Answer { service, is_final }
     }
 
+    /// Whether a child has said everything that it says of itself.
+    pub fn has_heard(&self, child: ChildId) -> bool {
+        self.heard.contains(&child)
+    }
+
     /// See [`Tables::set_wants`].
     pub fn set_wants(&mut self, child: ChildId, applications: &BTreeSet<ApplicationId>) {
         self.tables.set_wants(child, applications);
@@ -336,6 +357,10 @@ impl TableServer {
                 if let Ok(key) = key.parse() {
                     self.out.push(TablesOutput::Heard(child, key, None));
                 }
+            }
+            ParentOutput::HeardOut => {
+                self.heard.insert(child);
+                self.out.push(TablesOutput::HeardOut(child));
             }
             ParentOutput::Violation(what) => self.out.push(TablesOutput::Violation(child, what.to_owned())),
             // Signs of life, profiles and requests are of the other branch.

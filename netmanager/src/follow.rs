@@ -103,12 +103,13 @@ impl Follow {
         let holds = device.is_some();
         let own = self.own(known.as_ref(), address);
         let first = overlay::overlay(&kept, own, &mut Nearness::default()).holding(holds, &kept);
-        let (own_rows, owned) = watch::channel(self.says(known.as_ref(), first.block, own.tunnel, address));
-        // Whole from the first moment, or the cluster would take back what was wanted before.
-        let (says, said) = watch::channel([owned.borrow().clone(), wants.rows().borrow().clone()].concat());
         if let Err(error) = self.service.set_overlay(first).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "datapath not set yet");
         }
+        let rows = self.says(known.as_ref(), self.service.block(), own.tunnel, address);
+        let (own_rows, owned) = watch::channel(rows);
+        // Whole from the first moment, or the cluster would take back what was wanted before, and give another block.
+        let (says, said) = watch::channel([owned.borrow().clone(), wants.rows().borrow().clone()].concat());
         Ok(tokio::spawn(async move {
             let hold = async {
                 if let Some(device) = device {
@@ -159,7 +160,6 @@ impl Follow {
             let address = self.own_address(member.as_ref()).await;
             let own = self.own(member.as_ref(), address);
             let wanted = overlay::overlay(&told, own, &mut nearness).holding(holds, &told);
-            let block = wanted.block;
             let answers = Answers::of(told.rows(), wanted.known());
             zones.send_replace(Arc::new(Zone::new(told.plan(), told.rows())));
             let near = overlay::gateways(&told, member.as_ref());
@@ -168,7 +168,9 @@ impl Follow {
                 *last = near;
                 is_changed
             });
-            own_rows.send_replace(self.says(member.as_ref(), block, own.tunnel, address));
+            // What containers have addresses of, be it told or not: a cluster that has forgotten whose it is hears it again.
+            let said = self.service.block().or(wanted.block);
+            own_rows.send_replace(self.says(member.as_ref(), said, own.tunnel, address));
             self.peers.send_replace(peers::known(&told, own, &nearness));
             let sealed = self.seal(&told, own).await;
             let set = if set_last.as_ref() == Some(&wanted) {
@@ -180,6 +182,10 @@ impl Follow {
                 wants.set_answers(answers);
             }
             set_last = set.is_ok().then_some(wanted);
+            let block = self.service.block();
+            if block != said {
+                own_rows.send_replace(self.says(member.as_ref(), block, own.tunnel, address));
+            }
             if let Some(block) = block
                 && serving
                     .as_ref()

@@ -7,6 +7,7 @@ use crate::datapath::{Datapath, DatapathConfig, DatapathError, Egress, Endpoint,
 use crate::dns::{self, Caller, Callers};
 use crate::metrics::NetMetrics;
 use crate::state::{Instant, RefusedAttach, SCHEMA, State};
+use roble_core::overlay::block::Block;
 use roble_core::ports::Protocol;
 use roble_daemon::clock::Clock;
 use roble_daemon::failpoint;
@@ -210,18 +211,12 @@ impl NetService {
     /// [`NetError::Datapath`]; it is tried again by the next reconciliation.
     pub async fn set_overlay(&self, mut overlay: Overlay) -> Result<(), NetError> {
         let mut state = self.state.lock().await;
-        overlay.block = overlay.block.or(state.block);
-        if let (Some(former), Some(block)) = (state.block, overlay.block)
-            && former != block
-            && let Some((container, attachment)) = state.attachments.iter().find(|(_, a)| !block.contains(a.address))
-        {
-            let address = attachment.address;
-            tracing::error!(container, %address, %block, "containers have addresses of another block, which is kept until they are gone");
-            overlay.block = Some(former);
+        let mut next = state.clone();
+        if let Some((container, address)) = next.set_block(overlay.block) {
+            tracing::error!(container, %address, block = ?overlay.block, "containers have addresses of another block, which is kept until they are gone");
         }
-        if overlay.block.is_some() && overlay.block != state.block {
-            let mut next = state.clone();
-            next.block = overlay.block;
+        overlay.block = next.block;
+        if next != *state {
             self.write(&mut state, next).await?;
         }
         if let Some(block) = overlay.block {
@@ -242,6 +237,11 @@ impl NetService {
     /// See [`Datapath::translated`].
     pub async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)> {
         self.datapath.translated().await
+    }
+
+    /// The block that containers get addresses of.
+    pub fn block(&self) -> Option<Block> {
+        self.overlay().block
     }
 
     /// Who has which endpoint address, as it changes.

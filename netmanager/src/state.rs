@@ -172,6 +172,21 @@ impl State {
         Ok(describe(plan, container, &attachment))
     }
 
+    /// Takes over the block that is told of: addresses come from it from now on. The one before stays while none is told, and
+    /// as long as a container has an address outside of the new one: that one is returned then.
+    pub fn set_block(&mut self, told: Option<Block>) -> Option<(String, Ipv4Addr)> {
+        let told = told?;
+        if self.block.is_some_and(|block| block != told) {
+            let mut attachments = self.attachments.iter();
+            let outside = attachments.find(|(_, attachment)| !told.contains(attachment.address));
+            if let Some((container, attachment)) = outside {
+                return Some((container.clone(), attachment.address));
+            }
+        }
+        self.block = Some(told);
+        None
+    }
+
     /// Removes `container` and lets its address rest. Returns whether it was attached.
     pub fn detach(&mut self, container: &str, now: &Instant) -> bool {
         let Some(attachment) = self.attachments.remove(container) else {

@@ -158,7 +158,7 @@ impl Pair {
                     }
                 }
                 TablesOutput::Violation(_, what) => panic!("{what}"),
-                TablesOutput::Send(..) | TablesOutput::TellParent(_) => {}
+                TablesOutput::Send(..) | TablesOutput::TellParent(_) | TablesOutput::HeardOut(_) => {}
             }
         }
     }
@@ -242,6 +242,54 @@ fn tier(store: &BTreeMap<String, Vec<u8>>, rng: &mut SmallRng) -> NetTier {
     let (tier, bad) = NetTier::new(clocks, "test", &records, rng);
     assert!(bad.is_empty(), "{bad:?}");
     tier
+}
+
+/// A cluster that has just started tells what it knows, and takes nothing away before it knows everything.
+#[test]
+fn who_does_not_know_everything_yet_takes_nothing_away() {
+    let mut pair = Pair::new(1);
+    let rows: Vec<Row> = (0..2).map(|number| service(4, number)).collect();
+    pair.happen(Event::LinkUp);
+    let set = |server: &mut TableServer, row: &Row| {
+        let all = [application(0), application(1)].into();
+        server.set(Writer::Own, row.key(), Some(row.clone()));
+        server.set_wants(CHILD, &all);
+    };
+    rows.iter().for_each(|row| set(&mut pair.server, row));
+    (0..100).for_each(|_| pair.step());
+    assert_eq!(pair.tier.told().rows().count(), 2);
+    let clocks = ParentClocks {
+        beat_ms: 60_000,
+        fence_ms: 30_000,
+    };
+    pair.server = TableServer::new(clocks, false);
+    pair.server.add_child(CHILD);
+    let new = service(4, 2);
+    [&rows[1], &new].into_iter().for_each(|row| set(&mut pair.server, row));
+    pair.break_link();
+    (0..1_500).for_each(|_| pair.step());
+    assert_eq!(
+        pair.tier.told().rows().count(),
+        3,
+        "what is known here is told, the rest stays"
+    );
+    pair.server.set_complete();
+    (0..1_500).for_each(|_| pair.step());
+    let told: Vec<&Row> = pair.tier.told().rows().collect();
+    assert_eq!(told, [&rows[1], &new]);
+}
+
+/// A service of one of two applications.
+fn service(kind: u8, number: u8) -> Row {
+    Row::Service(ServiceRow {
+        service: ServiceId(raw(kind, number)),
+        organization: OrganizationId(raw(5, 0)),
+        application: application(number % 2),
+        path: format!("app/web{number}"),
+        v4: BTreeMap::new(),
+        v6: BTreeMap::new(),
+        allows: Vec::new(),
+    })
 }
 
 /// Frames are lost and overtake each other, links break, the process dies: once that ends, it knows exactly what it is told.

@@ -75,6 +75,7 @@ impl Worker {
     async fn run(self, command: Command) {
         let _permit = self.permits.acquire().await;
         let event = match command {
+            Command::Attach(order) => return self.attach_again(&order).await,
             Command::Start(order) => {
                 let (instance, version) = (order.instance, order.version.clone());
                 let result = self.start(order).await;
@@ -114,17 +115,8 @@ impl Worker {
 
     async fn try_start(&self, order: Assignment) -> Result<StartedInfo, StartFailure> {
         let instance = order.instance;
-        let path = self.netns_dir.join(instance.to_string());
-        let wish = Attach {
-            netns: path.clone(),
-            ports: order.spec.ports.clone(),
-            instance: Some(Tenant {
-                instance,
-                application: order.spec.application,
-                organization: order.spec.organization,
-                path: order.spec.path.clone(),
-            }),
-        };
+        let wish = self.wish(&order);
+        let path = wish.netns.clone();
         let image = async {
             let request = ImageRequest::of(&order.spec);
             let image = self.runtime.ensure_image(&request).await;
@@ -164,6 +156,32 @@ impl Worker {
         })
     }
 
+    /// The container of an order has lost its network, because the net manager lost what it knew.
+    async fn attach_again(&self, order: &Assignment) {
+        let instance = order.instance;
+        match self.network.attach(&instance.to_string(), &self.wish(order)).await {
+            Ok(attached) => {
+                tracing::warn!(%instance, address = %attached.address, "its network was lost; attached again")
+            }
+            // The next look asks again.
+            Err(error) => tracing::warn!(%instance, %error, "its network was lost; not attached yet"),
+        }
+    }
+
+    fn wish(&self, order: &Assignment) -> Attach {
+        let instance = order.instance;
+        Attach {
+            netns: self.netns_dir.join(instance.to_string()),
+            ports: order.spec.ports.clone(),
+            instance: Some(Tenant {
+                instance,
+                application: order.spec.application,
+                organization: order.spec.organization,
+                path: order.spec.path.clone(),
+            }),
+        }
+    }
+
     async fn stop(&self, instance: InstanceId, grace: Duration) -> Result<(), Reason> {
         self.runtime
             .ensure_gone(instance, grace)
@@ -201,6 +219,7 @@ impl Worker {
                     version: Version::default(),
                     state: ObservedState::Ended(None),
                     addresses: Vec::new(),
+                    detached: false,
                 });
             }
         }
@@ -214,7 +233,9 @@ impl Worker {
     pub async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
         let list = self.runtime.list().await?;
         // Without an answer the addresses are as they were.
-        let attached = self.network.list().await.unwrap_or_default();
+        let answer = self.network.list().await.ok();
+        let answers = answer.is_some();
+        let attached = answer.unwrap_or_default();
         let addresses_of = |instance: InstanceId| {
             let container = instance.to_string();
             let own = attached.iter().find(|attached| attached.container == container);
@@ -223,6 +244,7 @@ impl Worker {
         Ok(list
             .into_iter()
             .map(|running| Observed {
+                detached: answers && addresses_of(running.instance).is_empty(),
                 addresses: addresses_of(running.instance),
                 instance: running.instance,
                 version: running.version,

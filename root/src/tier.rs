@@ -293,7 +293,7 @@ impl RootTier {
         now: Now,
         rng: &mut dyn RngCore,
     ) -> (Self, Vec<Write>, Vec<String>) {
-        let tables = TableServer::new(ParentClocks::of_tables(&config.clocks), true).at_the_top();
+        let tables = TableServer::new(ParentClocks::of_tables(&config.clocks), false).at_the_top();
         let mut tier = Self {
             children: Children::new(Level::Clusters, config.clocks, true, now.boot),
             overlay: Overlay::new(config.plan, tables),

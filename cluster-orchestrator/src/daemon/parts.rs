@@ -50,7 +50,7 @@ pub(super) async fn membership(
 /// Keeps gauges, and forgets the mark of a lost store once all is known again.
 pub(super) fn watch(mut incomplete: Incomplete, metrics: ClusterMetrics) -> impl FnMut(&ClusterTier) + Send {
     move |tier| {
-        incomplete.end_if(tier.children().is_settled());
+        incomplete.end_if(tier.is_settled());
         let members = tier
             .registry()
             .members()

@@ -8,11 +8,12 @@ use roble_core::overlay::blocks::{BlockRecord, Blocks, NODE_PREFIX};
 use roble_core::overlay::row::{InstanceRow, NodeRow, RelayRow, Row, RowKey, SeenRow};
 use roble_core::overlay::tables::Writer;
 use roble_core::overlay::tunnel::{PublicKey, TunnelEnd};
+use roble_core::planted::{Bug, is_planted};
 use roble_core::tier::{Output, Write};
 use roble_core::time::Now;
 use roble_link::Source;
 use roble_link::child::{ChildEnd, ChildOutput};
-use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput, keeps_row};
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::topics::Branch;
 use roble_proto::wire;
@@ -34,6 +35,12 @@ pub(super) struct Overlay {
     pub uplink: ChildEnd,
     /// The tables and the nodes' sessions.
     pub server: TableServer,
+    /// The rows of the root are all here.
+    pub is_whole: bool,
+    /// The transport to the root is up.
+    is_up: bool,
+    /// What nodes say was heard since the start: before, what is not known may be there all the same.
+    is_heard: bool,
     blocks: Blocks,
     /// What net managers say they have: they keep it if it is to be had.
     claims: BTreeMap<ChildId, Block>,
@@ -57,10 +64,13 @@ impl Source for Up<'_> {
 }
 
 impl Overlay {
-    pub fn new(uplink: ChildEnd, server: TableServer) -> Self {
+    pub fn new(uplink: ChildEnd, server: TableServer, is_whole: bool) -> Self {
         Self {
             uplink,
             server,
+            is_whole,
+            is_up: false,
+            is_heard: false,
             blocks: Blocks::new(NODE_PREFIX),
             claims: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -159,6 +169,11 @@ impl ClusterTier {
     /// What is known of where an instance is changed: the tables follow.
     pub(super) fn publish_instance(&mut self, instance: InstanceId) {
         let orchestrator = self.children.orchestrator();
+        if let Some(Row::Instance(row)) = self.overlay.server.tables().row(RowKey::Instance(instance))
+            && keeps_row(orchestrator, instance, row.node.into())
+        {
+            return;
+        }
         let row = orchestrator.holder(instance).and_then(|_| {
             let application = orchestrator.wish(instance)?.spec.application;
             InstanceRow::of(&orchestrator.view(instance)?, application)
@@ -180,8 +195,11 @@ impl ClusterTier {
                     .claims
                     .get(&child)
                     .copied()
+                    .filter(|_| !is_planted(Bug::ForgetBlocks))
                     .filter(|block| overlay.blocks.claim(*block, child));
-                let given = claimed.or_else(|| is_settled.then(|| overlay.blocks.lease(child, now.wall)).flatten());
+                let is_heard = is_settled && overlay.server.has_heard(child);
+                let may_lease = is_heard || is_planted(Bug::ForgetBlocks);
+                let given = claimed.or_else(|| may_lease.then(|| overlay.blocks.lease(child, now.wall)).flatten());
                 out.writes
                     .extend(given.and_then(|block| block_write(block, Some(child), now)));
             }
@@ -189,7 +207,8 @@ impl ClusterTier {
             overlay.server.set_blocks(child, blocks.clone());
             let node = NodeId(child.0);
             let (address, tunnel) = overlay.ends.get(&child).cloned().unwrap_or_default();
-            let row = blocks.first().map(|block| {
+            let is_heard = overlay.server.has_heard(child);
+            let row = blocks.first().filter(|_| is_heard).map(|block| {
                 Row::Node(NodeRow {
                     node,
                     cluster: self.config.id,
@@ -240,8 +259,16 @@ impl ClusterTier {
 
     /// Passes on what the tables have for nodes and root, and hears what nodes say.
     pub(super) fn settle_overlay(&mut self, now: Now, out: &mut Output<Act>) {
-        if self.children.is_complete() {
-            self.overlay.server.set_complete();
+        let overlay = &mut self.overlay;
+        if !overlay.is_heard {
+            let orchestrator = self.children.orchestrator();
+            overlay.is_heard = orchestrator.has_heard_all(|child| overlay.server.has_heard(child));
+            if overlay.is_heard && overlay.is_up {
+                overlay.uplink.transport_up(now);
+            }
+        }
+        if overlay.is_heard && overlay.is_whole && self.children.is_complete() {
+            overlay.server.set_complete();
         }
         self.settle_tables(now, out);
         let outputs = self.overlay.uplink.flush(&Up(&self.overlay.server));
@@ -271,6 +298,7 @@ impl ClusterTier {
                 }
                 self.overlay.is_due = true;
             }
+            TablesOutput::HeardOut(_) => self.overlay.is_due = true,
             TablesOutput::Heard(child, key @ RowKey::Want(..), None) => {
                 self.overlay.server.set_wanted(child, key, None);
                 out.writes.push(Write::delete(WANT, want_id(child, key)));
@@ -297,6 +325,22 @@ impl ClusterTier {
                     .push(Act::Note(Note::Violation(format!("node {child}: {what}"))));
             }
         }
+    }
+
+    /// The transport to the root came up. Before the nodes were heard nothing is said: what would be missing would be taken
+    /// for gone.
+    pub(super) fn net_up(&mut self, now: Now) {
+        self.overlay.is_up = true;
+        if self.overlay.is_heard {
+            self.overlay.uplink.transport_up(now);
+        }
+    }
+
+    /// It went down.
+    pub(super) fn net_down(&mut self, now: Now, out: &mut Output<Act>) {
+        self.overlay.is_up = false;
+        let outputs = self.overlay.uplink.transport_down();
+        self.handle_net_up(outputs, now, out);
     }
 
     /// A frame of the root on the net branch.
@@ -328,8 +372,9 @@ impl ClusterTier {
                     out.writes.push(Write::delete(ROW, &key));
                     is_changed = true;
                 }
+                ChildOutput::Complete => self.overlay.is_whole = true,
                 // What the work branch hears is enough.
-                ChildOutput::Complete | ChildOutput::Request(_) | ChildOutput::Connected(_) | ChildOutput::Unknown => {}
+                ChildOutput::Request(_) | ChildOutput::Connected(_) | ChildOutput::Unknown => {}
             }
         }
         if is_changed {

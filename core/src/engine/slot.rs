@@ -74,6 +74,8 @@ pub struct Slot {
     reason: Option<Reason>,
     image_digest: Option<String>,
     addresses: Vec<IpAddr>,
+    /// The last look showed it without a network; asked for once per look.
+    is_detached: bool,
 }
 
 impl Slot {
@@ -90,6 +92,7 @@ impl Slot {
             reason: None,
             image_digest: None,
             addresses: Vec::new(),
+            is_detached: false,
         }
     }
 
@@ -131,7 +134,8 @@ impl Slot {
         if is_moved {
             self.addresses.clone_from(&container.addresses);
         }
-        self.hear_container(container, now, rng) || is_moved
+        self.is_detached = container.detached;
+        self.hear_container(container, now, rng) || is_moved || container.detached
     }
 
     fn hear_container(&mut self, container: &Observed, now: Now, rng: &mut dyn RngCore) -> bool {
@@ -400,7 +404,8 @@ impl Slot {
         if current && !held {
             self.accepted
                 .get_or_insert_with(|| (order.spec.resources, order.spec.ports.clone()));
-            return None;
+            let is_detached = std::mem::take(&mut self.is_detached);
+            return is_detached.then(|| Command::Attach(order.clone()));
         }
         if self
             .outcome

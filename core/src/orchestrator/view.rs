@@ -1,6 +1,6 @@
 //! Reading the machine: orders for children, status and capacity for the tier above and for people.
 
-use super::{Orchestrator, PlacementRecord};
+use super::{Child, Orchestrator, PlacementRecord};
 use crate::ids::{ApplicationId, ChildId, InstanceId};
 use crate::liveness::Standing;
 use crate::placement::{Explanation, LARGEST_FREE, Level, Offer, Profile};
@@ -35,11 +35,30 @@ impl Orchestrator {
         self.children.keys().copied()
     }
 
+    /// Whether everything that children report is known: since the start each was heard out, `and_also`, or is lost; or they
+    /// have been waited for as long as anybody waits here.
+    pub fn has_heard_all(&self, and_also: impl Fn(ChildId) -> bool) -> bool {
+        let has_waited =
+            self.clocks.lost_ms.is_some() && self.ticked.since(self.started) >= self.clocks.replace_fenced_ms;
+        let is_heard = |(id, child): (&ChildId, &Child)| {
+            child.standing == Some(Standing::Lost) || child.heard_out && and_also(*id)
+        };
+        has_waited || !self.fresh && self.children.iter().all(is_heard)
+    }
+
     /// Applications that a child runs, or still has, something of.
     pub fn applications_on(&self, child: ChildId) -> BTreeSet<ApplicationId> {
         let instances = self.on_child.get(&child).into_iter().flatten();
         let wishes = instances.filter_map(|instance| self.entries.get(instance)?.wish.as_ref());
         wishes.map(|wish| wish.spec.application).collect()
+    }
+
+    /// Whether this child has the instance, and has neither reported it since it was ordered last nor fallen silent: what was
+    /// known of it before may still be so.
+    pub fn is_awaited(&self, instance: InstanceId, child: ChildId) -> bool {
+        let is_unreported = self.entries.get(&instance).is_some_and(|entry| entry.status.is_none());
+        let standing = self.children.get(&child).and_then(|child| child.standing);
+        self.holder(instance) == Some(child) && is_unreported && standing != Some(Standing::Lost)
     }
 
     /// All instances known, wished or not yet gone.

@@ -14,6 +14,7 @@
 use super::plan::Plan;
 use super::row::{NodeRow, Policy, Row, RowKey, SeenRow, ServiceRow, Wanted};
 use crate::ids::{ApplicationId, ChildId, ClusterId, InstanceId, NodeId, OrganizationId, RawId, ServiceId};
+use crate::planted::{Bug, is_planted};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -384,7 +385,9 @@ impl Tables {
     pub fn row_for(&self, child: ChildId, key: RowKey) -> Option<&Row> {
         let (writer, row) = self.rows.get(&key)?;
         let reader = self.readers.get(&child)?;
-        let is_told = self.is_about(reader, row) || (matches!(row, Row::Node(_)) && self.is_relay(child));
+        let is_told = self.is_about(reader, row)
+            || (matches!(row, Row::Node(_)) && self.is_relay(child))
+            || (matches!(row, Row::Service(_)) && is_planted(Bug::TellStrangers));
         (is_told && *writer != Writer::Child(child)).then_some(row)
     }
 
@@ -435,7 +438,7 @@ impl Tables {
         } else {
             reader.told.remove(&key)
         };
-        if is_told || was_told {
+        if is_told || was_told && !is_planted(Bug::ForgetWithdrawal) {
             self.changes.insert(Change::Tell(child, key));
         }
     }

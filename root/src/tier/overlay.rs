@@ -11,7 +11,7 @@ use roble_core::overlay::row::{Allowed, InstanceRow, Policy, Row, RowKey, Servic
 use roble_core::overlay::tables::Writer;
 use roble_core::tier::{Output, Write};
 use roble_core::time::{Now, Timestamp};
-use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput, keeps_row};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -284,6 +284,9 @@ impl RootTier {
                     .server
                     .set(Writer::Child(child), key, row.map(Row::Instance));
             }
+            Some(child)
+                if keeps_row(orchestrator, instance, child)
+                    && self.overlay.server.tables().writer(key) == Some(Writer::Child(child)) => {}
             _ => self.forget_instance_row(key),
         }
     }
@@ -345,6 +348,11 @@ impl RootTier {
     /// Passes on what the tables have for clusters, and hears what they say.
     pub(super) fn settle_overlay(&mut self, now: Now, out: &mut Output<Act>) {
         self.refresh_rules();
+        let orchestrator = self.children.orchestrator();
+        // Before, what is not known here may be there all the same: clusters keep what they were told.
+        if orchestrator.has_heard_all(|child| self.overlay.server.has_heard(child)) {
+            self.overlay.server.set_complete();
+        }
         loop {
             self.give_first_used(now, out);
             let outputs = self.overlay.server.settle();
@@ -359,7 +367,7 @@ impl RootTier {
                         out.acts.push(Act::Violation(format!("cluster {child}: {what}")));
                     }
                     // Nobody is above.
-                    TablesOutput::TellParent(_) => {}
+                    TablesOutput::TellParent(_) | TablesOutput::HeardOut(_) => {}
                 }
             }
         }

@@ -16,6 +16,9 @@ use roble_root::tier::{Call, Caller};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 
+/// Reasons for which a start before the calm failed again and again.
+const FAULTS: [&str; 3] = ["bad-luck", "net-unavailable", "no-block"];
+
 impl World {
     /// After every event of a daemon: reservations never exceed what is there.
     pub fn watch(&mut self, who: Who) {
@@ -27,7 +30,7 @@ impl World {
         let host = &mut self.clusters[index];
         let now = host.daemon.now(self.t);
         let Some(tier) = &host.daemon.tier else { return };
-        host.daemon.complete |= tier.children().is_settled();
+        host.daemon.complete |= tier.is_settled();
         let mut over = Vec::new();
         for child in tier.children().orchestrator().children(now) {
             let offers = &child.profile.offers;
@@ -53,6 +56,7 @@ impl World {
         };
         for act in acts {
             if let Act::Note(Note::Step(step)) = act {
+                self.note_given(index, step);
                 self.watch_step(index, step);
             }
         }
@@ -124,6 +128,7 @@ impl World {
         self.check_isolation(&services);
         self.check_tokens();
         self.check_plans();
+        self.check_tables(&services, &instances);
         if self.plan.gentle {
             self.check_restarts();
         }
@@ -219,7 +224,10 @@ impl World {
                 (Phase::BackingOff | Phase::Starting, []) if spec.path.contains("flaky") => {}
                 // A start that failed again and again before the calm may wait for minutes; one that cannot succeed is final.
                 (Phase::BackingOff | Phase::Failed, [])
-                    if view.reason.as_ref().is_some_and(|reason| reason.code == "bad-luck") => {}
+                    if view
+                        .reason
+                        .as_ref()
+                        .is_some_and(|reason| FAULTS.contains(&reason.code.as_str())) => {}
                 // What finds no room is offered to a cluster whenever something changes there, and looks scheduled until it is
                 // refused.
                 (Phase::Pending | Phase::Scheduled, []) => {

@@ -9,8 +9,10 @@ use crate::world::{Acts, Ev, Who, World};
 use prost::Message;
 use rand::Rng;
 use roble_cluster::tier as cluster;
+use roble_core::ids::NodeId;
 use roble_core::tier::{Output, Tier, Write};
 use roble_link::set::digest;
+use roble_net::tier as net;
 use roble_node::tier as node;
 use roble_proto::topics::Branch;
 use roble_proto::wire;
@@ -27,6 +29,8 @@ pub enum Input {
     Cluster(Box<cluster::Event>),
     /// To a node.
     Node(Box<node::Event>),
+    /// To a net manager.
+    Net(Box<net::Event>),
 }
 
 impl World {
@@ -38,6 +42,7 @@ impl World {
                     Who::Root => self.root.next_tick,
                     Who::Cluster(index) => self.clusters[index].daemon.next_tick,
                     Who::Node(index) => self.nodes[index].daemon.next_tick,
+                    Who::Net(index) => self.nodes[index].net.daemon.next_tick,
                 };
                 if life == self.life(who) && due == self.t && self.is_up(who) {
                     self.give(who, Input::Tick);
@@ -63,6 +68,7 @@ impl World {
                     self.links[link].child = None;
                     let event = match self.child_of(link) {
                         Who::Node(_) => Input::Node(Box::new(node::Event::LinkDown)),
+                        Who::Net(_) => Input::Net(Box::new(net::Event::LinkDown)),
                         _ => Input::Cluster(Box::new(cluster::Event::UplinkDown)),
                     };
                     self.give(self.child_of(link), event);
@@ -72,9 +78,8 @@ impl World {
                 if self.links[link].parent == Some(connection) {
                     self.links[link].parent = None;
                     let event = match self.child_of(link) {
-                        Who::Node(index) => {
-                            Input::Cluster(Box::new(cluster::Event::NodeDown(self.nodes[index].id, Branch::Engine)))
-                        }
+                        Who::Node(index) => node_down(self.nodes[index].id, Branch::Engine),
+                        Who::Net(index) => node_down(self.nodes[index].id, Branch::Net),
                         Who::Cluster(index) => Input::Root(Box::new(root::Event::Down(self.clusters[index].id))),
                         Who::Root => return,
                     };
@@ -86,11 +91,18 @@ impl World {
             Ev::Exit(index, instance, nonce) => self.exit(index, instance, nonce),
             Ev::List(index, life) => {
                 if life == self.nodes[index].daemon.life && self.is_up(Who::Node(index)) {
-                    let list = self.nodes[index].list();
+                    let host = &self.nodes[index];
+                    let is_observed = host
+                        .daemon
+                        .tier
+                        .as_ref()
+                        .is_some_and(|tier| tier.engine().is_observed());
+                    let list = host.list(!is_observed);
                     self.give(Who::Node(index), Input::Node(Box::new(node::Event::Listed(list))));
                     self.push(self.t + 20_000, Ev::List(index, life));
                 }
             }
+            Ev::Round(index, life) => self.net_round(index, life),
             Ev::Fault(fault) => self.fault(fault),
             Ev::Work(work) => self.work(work),
             Ev::Identity(step) => self.identify(step),
@@ -107,7 +119,7 @@ impl World {
         let rng = &mut self.rng;
         let label = match &input {
             Input::Tick => "tick",
-            Input::Root(_) | Input::Cluster(_) | Input::Node(_) => "event",
+            Input::Root(_) | Input::Cluster(_) | Input::Node(_) | Input::Net(_) => "event",
         };
         let given = match (who, input) {
             (Who::Root, input) => {
@@ -140,6 +152,17 @@ impl World {
                     split(output, tier.next_due(), Acts::Node)
                 })
             }
+            (Who::Net(index), input) => {
+                let daemon = &mut self.nodes[index].net.daemon;
+                let now = daemon.now(t);
+                daemon.tier.as_mut().map(|tier| {
+                    let output = match input {
+                        Input::Net(event) => tier.on(*event, now, rng),
+                        _ => tier.tick(now, rng),
+                    };
+                    split(output, tier.next_due(), Acts::Net)
+                })
+            }
         };
         let Some((writes, acts, due)) = given else { return };
         let (count, bytes) = summary(&writes);
@@ -163,8 +186,11 @@ impl World {
             Who::Root => self.root.take(t, sync, writes, due),
             Who::Cluster(index) => self.clusters[index].daemon.take(t, sync, writes, due),
             Who::Node(index) => self.nodes[index].daemon.take(t, sync, writes, due),
+            Who::Net(index) => self.nodes[index].net.daemon.take(t, sync, writes, due),
         };
-        let next = (t + 1_000).min(due.unwrap_or(u64::MAX).max(t + 1));
+        // Between beats a net manager has nothing to do.
+        let idle = if matches!(who, Who::Net(_)) { 10_000 } else { 1_000 };
+        let next = (t + idle).min(due.unwrap_or(u64::MAX).max(t + 1));
         if is_tick || next < next_tick {
             self.tick_at(who, next);
         }
@@ -226,6 +252,15 @@ impl World {
                     }
                 }
             }
+            Acts::Net(acts) => {
+                let Who::Net(index) = who else { return };
+                for (done, act) in acts.into_iter().enumerate() {
+                    if self.point(who, Boundary::Acts(done, total)) {
+                        return;
+                    }
+                    self.net_act(index, act);
+                }
+            }
         }
         self.point(who, Boundary::Acts(total, total));
     }
@@ -234,20 +269,23 @@ impl World {
         let Who::Cluster(index) = who else { return };
         match act {
             cluster::Act::SendUp(frame) => self.send(index, UP, frame.encode_to_vec()),
-            // No net managers here.
-            cluster::Act::SendNode(_, Branch::Net, _) => {}
-            cluster::Act::SendNode(node, Branch::Engine, bytes) => {
+            cluster::Act::SendNode(node, branch, bytes) => {
                 let found = self.nodes.iter().position(|host| host.id == node);
                 if let Some(node) = found {
-                    let link = self.link_of(Who::Node(node));
+                    let link = self.link_of(match branch {
+                        Branch::Engine => Who::Node(node),
+                        Branch::Net => Who::Net(node),
+                    });
                     self.send(link, DOWN, bytes);
                 }
             }
             cluster::Act::Expel(node) => {
                 if let Some(node) = self.nodes.iter().position(|host| host.id == node) {
                     self.nodes[node].expelled = true;
-                    let link = self.link_of(Who::Node(node));
-                    self.cut(link, 500);
+                    for who in [Who::Node(node), Who::Net(node)] {
+                        let link = self.link_of(who);
+                        self.cut(link, 500);
+                    }
                 }
             }
             cluster::Act::Joined(number, result) if number >= FIRST_REQUEST => {
@@ -266,7 +304,8 @@ impl World {
         }
     }
 
-    fn send(&mut self, link: usize, direction: usize, bytes: Vec<u8>) {
+    /// Puts a message on a link, if it stands.
+    pub fn send(&mut self, link: usize, direction: usize, bytes: Vec<u8>) {
         let t = self.t;
         self.log.detail(t, || {
             let frame = wire::Frame::decode(bytes.as_slice()).ok().and_then(|frame| frame.body);
@@ -314,11 +353,9 @@ impl World {
         );
         let input = match (self.child_of(link), direction) {
             (Who::Node(_), DOWN) => Input::Node(Box::new(node::Event::Message(bytes))),
-            (Who::Node(index), _) => Input::Cluster(Box::new(cluster::Event::NodeMessage(
-                self.nodes[index].id,
-                Branch::Engine,
-                bytes,
-            ))),
+            (Who::Node(index), _) => node_message(self.nodes[index].id, Branch::Engine, bytes),
+            (Who::Net(_), DOWN) => Input::Net(Box::new(net::Event::Message(bytes))),
+            (Who::Net(index), _) => node_message(self.nodes[index].id, Branch::Net, bytes),
             (Who::Cluster(index), direction) => {
                 let Ok(frame) = wire::Frame::decode(bytes.as_slice()) else {
                     return;
@@ -338,16 +375,23 @@ impl World {
         let again = self.t + self.rng.random_range(300..1_500);
         self.push(again, Ev::Dial(link));
         let child = self.child_of(link);
-        let expelled = matches!(child, Who::Node(index) if self.nodes[index].expelled);
+        let expelled = matches!(child, Who::Node(index) | Who::Net(index) if self.nodes[index].expelled);
         let valid_from = self.links[link].valid_from;
-        let is_valid = valid_from == 0 || self.papers(child).in_force >= valid_from;
+        // The net manager shows the node's certificate.
+        let holder = match child {
+            Who::Net(index) => Who::Node(index),
+            other => other,
+        };
+        let is_valid = valid_from == 0 || self.papers(holder).in_force >= valid_from;
         let free = self.links[link].child.is_none() && self.links[link].is_open() && is_valid;
         if !free || !self.is_up(child) || !self.is_up(self.parent_of(link)) {
             return;
         }
         if expelled {
             // It is refused, asks why, and is told.
-            self.give(child, Input::Node(Box::new(node::Event::Revoked)));
+            if matches!(child, Who::Node(_)) {
+                self.give(child, Input::Node(Box::new(node::Event::Revoked)));
+            }
             return;
         }
         if let Some(old) = self.links[link].parent {
@@ -357,6 +401,7 @@ impl World {
         self.log.line(self.t, format_args!("link {link} is up ({connection})"));
         let event = match child {
             Who::Node(_) => Input::Node(Box::new(node::Event::LinkUp)),
+            Who::Net(_) => Input::Net(Box::new(net::Event::LinkUp)),
             _ => Input::Cluster(Box::new(cluster::Event::UplinkUp)),
         };
         self.give(child, event);
@@ -406,7 +451,16 @@ fn acts_len(acts: &Acts) -> usize {
         Acts::Root(acts) => acts.len(),
         Acts::Cluster(acts) => acts.len(),
         Acts::Node(acts) => acts.len(),
+        Acts::Net(acts) => acts.len(),
     }
+}
+
+fn node_down(node: NodeId, branch: Branch) -> Input {
+    Input::Cluster(Box::new(cluster::Event::NodeDown(node, branch)))
+}
+
+fn node_message(node: NodeId, branch: Branch, bytes: Vec<u8>) -> Input {
+    Input::Cluster(Box::new(cluster::Event::NodeMessage(node, branch, bytes)))
 }
 
 fn summary(writes: &[Write]) -> (usize, u64) {

@@ -27,6 +27,8 @@ pub enum Fault {
     LostStore(usize),
     /// The store of a node engine is lost; what it runs goes on.
     LostNodeStore(usize),
+    /// The files of a net manager are lost: its rows, its attachments. What runs goes on.
+    LostNetStore(usize, bool, bool),
     /// A node asks its cluster, which does not know it, to take it up again.
     Rejoin(usize),
     /// All faults end.
@@ -53,7 +55,9 @@ impl World {
     fn gentle_fault(&mut self) -> Fault {
         let cluster = self.rng.random_range(0..self.clusters.len());
         let node = self.rng.random_range(0..self.nodes.len());
-        match self.rng.random_range(0..8) {
+        match self.rng.random_range(0..10) {
+            8 => Fault::Crash(Who::Net(node), self.rng.random_range(100..20_000)),
+            9 => self.net_fault(node),
             7 => Fault::LostStore(cluster),
             0 => Fault::Crash(Who::Root, self.rng.random_range(100..30_000)),
             1 => Fault::Crash(Who::Cluster(cluster), self.rng.random_range(100..20_000)),
@@ -70,6 +74,15 @@ impl World {
         }
     }
 
+    fn net_fault(&mut self, node: usize) -> Fault {
+        if self.plan.seed % 3 == 1 {
+            let rows = self.rng.random();
+            Fault::LostNetStore(node, rows, !rows || self.rng.random())
+        } else {
+            Fault::Crash(Who::Net(node), self.rng.random_range(100..3_000))
+        }
+    }
+
     fn any_daemon(&mut self) -> Who {
         let all = 1 + self.clusters.len() + self.nodes.len();
         match self.rng.random_range(0..all) {
@@ -82,7 +95,9 @@ impl World {
     fn any_fault(&mut self) -> Fault {
         let node = self.rng.random_range(0..self.nodes.len());
         let link = self.rng.random_range(0..self.links.len());
-        match self.rng.random_range(0..14) {
+        match self.rng.random_range(0..16) {
+            14 => Fault::Crash(Who::Net(node), self.rng.random_range(100..20_000)),
+            15 => self.net_fault(node),
             0 | 1 => {
                 let who = self.any_daemon();
                 let longest = if matches!(who, Who::Node(_)) { 8_000 } else { 50_000 };
@@ -101,7 +116,8 @@ impl World {
                 let cluster = self.rng.random_range(0..self.clusters.len());
                 let of = |node: &usize| self.nodes[*node].cluster == cluster;
                 let nodes = (0..self.nodes.len()).filter(of);
-                let links = nodes.map(|node| self.link_of(Who::Node(node))).collect();
+                let links = nodes.flat_map(|node| [Who::Node(node), Who::Net(node)].map(|who| self.link_of(who)));
+                let links = links.collect();
                 Fault::Partition(links, [true, true], self.rng.random_range(500..80_000))
             }
             12 if self.plan.seed.is_multiple_of(5) => Fault::LostStore(self.rng.random_range(0..self.clusters.len())),
@@ -128,6 +144,7 @@ impl World {
                     return;
                 }
                 self.crash(Who::Node(index));
+                self.crash(Who::Net(index));
                 let host = &mut self.nodes[index];
                 host.power_off();
                 host.powered = false;
@@ -139,8 +156,11 @@ impl World {
                 if !host.powered {
                     host.powered = true;
                     host.daemon.reboot(t);
-                    let at = t + self.rng.random_range(500..8_000);
-                    self.push(at, Ev::Start(Who::Node(index)));
+                    host.net.daemon.reboot(t);
+                    for who in [Who::Node(index), Who::Net(index)] {
+                        let at = t + self.rng.random_range(500..8_000);
+                        self.push(at, Ev::Start(who));
+                    }
                 }
             }
             Fault::Partition(links, directions, for_ms) => {
@@ -169,10 +189,14 @@ impl World {
             Fault::Jump(who, by_ms) => match who {
                 Who::Root => self.root.jump(by_ms),
                 Who::Cluster(index) => self.clusters[index].daemon.jump(by_ms),
-                Who::Node(index) => self.nodes[index].daemon.jump(by_ms),
+                Who::Node(index) | Who::Net(index) => {
+                    self.nodes[index].daemon.jump(by_ms);
+                    self.nodes[index].net.daemon.jump(by_ms);
+                }
             },
             Fault::LostStore(index) => self.lose_store(index),
             Fault::LostNodeStore(index) => self.lose_node_store(index),
+            Fault::LostNetStore(index, rows, attachments) => self.lose_net_store(index, rows, attachments),
             Fault::Rejoin(node) => self.rejoin(node),
             Fault::Calm => self.calm(),
         }
@@ -195,6 +219,7 @@ impl World {
                 host.daemon.crash(t);
                 host.interrupt(&mut self.rng);
             }
+            Who::Net(index) => self.nodes[index].net.crash(t),
         }
         for link in 0..self.links.len() {
             if self.child_of(link) == who {
@@ -210,6 +235,9 @@ impl World {
     }
 
     fn unblock(&mut self, link: usize, direction: usize) {
+        if self.links[link].blocked[direction] {
+            self.ledger.healed_at = self.t;
+        }
         self.links[link].blocked[direction] = false;
         let held = std::mem::take(&mut self.links[link].held[direction]);
         for (index, (connection, bytes)) in held.into_iter().enumerate() {
@@ -243,6 +271,7 @@ impl World {
     fn lose_store(&mut self, index: usize) {
         self.crash(Who::Cluster(index));
         self.lost_stores += 1;
+        self.clusters[index].has_lost_store = true;
         let daemon = &mut self.clusters[index].daemon;
         daemon.disk.wipe();
         daemon.complete = false;
@@ -276,6 +305,7 @@ impl World {
             self.unblock(link, DOWN);
         }
         self.plan.weather.loss = 0;
+        self.plan.weather.late = 0;
         self.push(self.t + 100, Ev::Start(Who::Root));
         for index in 0..self.clusters.len() {
             self.push(self.t + 100, Ev::Start(Who::Cluster(index)));
@@ -283,6 +313,7 @@ impl World {
         for index in 0..self.nodes.len() {
             self.push(self.t + 100, Ev::Fault(Fault::PowerOn(index)));
             self.push(self.t + 100, Ev::Start(Who::Node(index)));
+            self.push(self.t + 100, Ev::Start(Who::Net(index)));
         }
     }
 }

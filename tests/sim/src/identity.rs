@@ -151,7 +151,7 @@ impl World {
                 };
                 self.give(Who::Root, Input::Root(Box::new(RootEvent::Call(number, caller, call))));
             }
-            Who::Root => {}
+            Who::Root | Who::Net(_) => {}
         }
     }
 
@@ -215,7 +215,7 @@ impl World {
                 host.id = ClusterId(member.id.0);
                 host.config.id = host.id;
             }
-            Who::Root => {}
+            Who::Root | Who::Net(_) => {}
         }
     }
 }

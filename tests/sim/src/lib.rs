@@ -11,6 +11,7 @@
 //!
 //! - [`world`]: the queue, the daemons, how a tree is installed; [`drive`]: events in, acts out
 //! - [`daemon`]: disk and clocks; [`net`]: links; [`node`]: the runtime, the truth about what runs
+//! - [`net_manager`]: addresses of containers; [`tables`], [`needs`]: the invariants of addresses and tables
 //! - [`points`]: boundaries between steps, and a crash at one; [`sweep`]: a crash at each; [`identity`]: joining, renewing
 //! - [`work`]: the users; [`faults`]: what breaks; [`check`]: the invariants; [`log`]: the trace and its hash
 
@@ -20,10 +21,13 @@ pub mod drive;
 pub mod faults;
 pub mod identity;
 pub mod log;
+pub mod needs;
 pub mod net;
+pub mod net_manager;
 pub mod node;
 pub mod points;
 pub mod sweep;
+pub mod tables;
 pub mod work;
 pub mod world;
 

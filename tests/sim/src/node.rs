@@ -2,6 +2,7 @@
 
 use crate::daemon::Daemon;
 use crate::drive::Input;
+use crate::net_manager::NetHost;
 use crate::world::{CHILD_CLOCKS, Ev, Who, World};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -14,6 +15,7 @@ use roble_core::status::Reason;
 use roble_core::version::Version;
 use roble_node::tier::{Event, NodeConfig, NodeTier};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 /// What a container does.
@@ -38,6 +40,12 @@ pub struct Container {
     pub state: State,
     /// Tells it from earlier ones of the instance.
     pub nonce: u64,
+    /// The endpoint address that it was given.
+    pub address: Option<Ipv4Addr>,
+    /// When its state changed last.
+    pub changed_at: u64,
+    /// It was removed, and its network was not: only the first look of an engine finds it.
+    pub is_husk: bool,
 }
 
 /// An operation of the runtime that ends.
@@ -51,14 +59,24 @@ pub struct Op {
 
 #[derive(Debug)]
 enum OpKind {
-    Start(Result<(), (bool, bool)>),
+    Start(Result<(), Failure>),
     Stop(bool),
+}
+
+/// Why a start fails.
+#[derive(Debug, Clone, Copy)]
+struct Failure {
+    code: &'static str,
+    retryable: bool,
+    refuse: bool,
 }
 
 /// A node and its machine.
 pub struct Host {
     /// The engine.
     pub daemon: Daemon<NodeTier>,
+    /// The net manager.
+    pub net: NetHost,
     /// Its cluster.
     pub cluster: usize,
     /// Its identity there.
@@ -99,6 +117,7 @@ impl Host {
         );
         Self {
             daemon: Daemon::default(),
+            net: NetHost::new(),
             cluster,
             id: "000000000000000000000000".parse().expect("an id"),
             key: format!("key-n{index}"),
@@ -133,22 +152,38 @@ impl Host {
         }
     }
 
-    /// What the runtime lists.
-    pub fn list(&self) -> Vec<Observed> {
+    /// What the runtime lists; with what only a network is left of if it is the `first` look.
+    pub fn list(&self, first: bool) -> Vec<Observed> {
         let observed = |(instance, container): (&InstanceId, &Container)| {
+            if container.is_husk && !first {
+                return None;
+            }
             let state = match container.state {
                 State::Creating => return None,
                 State::Running => ObservedState::Running { started_at: None },
                 State::Ended(exit) => ObservedState::Ended(exit),
             };
             Some(Observed {
-                addresses: Vec::new(),
+                addresses: self.addresses(*instance),
+                detached: self.net.is_up() && self.addresses(*instance).is_empty(),
                 instance: *instance,
                 version: container.version.clone(),
                 state,
             })
         };
         self.containers.iter().filter_map(observed).collect()
+    }
+
+    /// What the net manager says of a container: nothing while it is down.
+    fn addresses(&self, instance: InstanceId) -> Vec<IpAddr> {
+        let attachment = self.net.state.attachments.get(&instance.to_string());
+        let attachment = attachment.filter(|_| self.net.is_up());
+        attachment.map_or_else(Vec::new, |attachment| self.both(attachment.address))
+    }
+
+    /// An endpoint address of each family.
+    fn both(&self, v4: Ipv4Addr) -> Vec<IpAddr> {
+        vec![v4.into(), self.net.plan().endpoint_v6(v4).into()]
     }
 
     /// The engine is gone: operations under way end somehow.
@@ -171,6 +206,7 @@ impl Host {
             };
             container.nonce = 0;
         }
+        self.net.power_off();
     }
 
     /// Sum of what its processes may use.
@@ -193,7 +229,7 @@ impl World {
     /// Whether a daemon's machine has power.
     pub fn is_powered(&self, who: Who) -> bool {
         match who {
-            Who::Node(index) => self.nodes[index].powered,
+            Who::Node(index) | Who::Net(index) => self.nodes[index].powered,
             _ => true,
         }
     }
@@ -206,6 +242,7 @@ impl World {
         let life = self.nodes[index].daemon.life;
         match command {
             Command::Start(order) => self.begin_start(index, &order, calm, life),
+            Command::Attach(order) => drop(self.attach(index, &order)),
             Command::Stop { instance, grace_ms } => {
                 let takes = self.rng.random_range(20..=grace_ms.clamp(21, 4_000));
                 let ok = calm || self.rng.random_bool(0.97);
@@ -227,13 +264,27 @@ impl World {
 
     fn begin_start(&mut self, index: usize, order: &Assignment, calm: bool, life: u64) {
         let takes = self.rng.random_range(50..3_000);
-        let failure = if calm || self.rng.random_bool(0.95) {
+        let failure: Result<(), Failure> = if calm || self.rng.random_bool(0.95) {
             Ok(())
         } else {
-            Err((self.rng.random_bool(0.8), self.rng.random_bool(0.3)))
+            Err(Failure {
+                code: "bad-luck",
+                retryable: self.rng.random_bool(0.8),
+                refuse: self.rng.random_bool(0.3),
+            })
         };
+        let attached = self.attach(index, order);
+        let no_network = |(code, refuse)| Failure {
+            code,
+            retryable: true,
+            refuse,
+        };
+        let outcome = attached.map_err(no_network).and(failure);
         let host = &mut self.nodes[index];
-        let existing = host.containers.get(&order.instance).map(|container| container.state);
+        let existing = host.containers.get(&order.instance);
+        let existing = existing
+            .filter(|container| !container.is_husk)
+            .map(|container| container.state);
         host.nonces += 1;
         let nonce = host.nonces;
         let container = Container {
@@ -241,6 +292,9 @@ impl World {
             spec: order.spec.clone(),
             state: State::Creating,
             nonce,
+            address: attached.ok(),
+            changed_at: self.t,
+            is_husk: false,
         };
         host.containers.insert(order.instance, container);
         if let Some(state) = existing {
@@ -253,7 +307,7 @@ impl World {
             instance: order.instance,
             nonce,
             life,
-            what: OpKind::Start(failure),
+            what: OpKind::Start(outcome),
         };
         self.op(self.t + takes, index, op);
     }
@@ -268,8 +322,7 @@ impl World {
         match op.what {
             OpKind::Stop(ok) => {
                 let result = if ok {
-                    self.nodes[index].containers.remove(&instance);
-                    Ok(())
+                    self.remove(index, instance)
                 } else {
                     Err(Reason::new("busy", "it would not die"))
                 };
@@ -287,26 +340,28 @@ impl World {
                 let result = match result {
                     Ok(()) => {
                         container.state = State::Running;
+                        container.changed_at = self.t;
+                        let address = container.address;
                         self.started(index, instance);
                         Ok(StartedInfo {
-                            addresses: Vec::new(),
+                            addresses: address.map_or_else(Vec::new, |v4| self.nodes[index].both(v4)),
                             started_at: wall,
                             image_digest: None,
                         })
                     }
-                    Err((retryable, refuse)) => {
-                        if refuse {
+                    Err(failure) => {
+                        container.state = State::Ended(None);
+                        container.changed_at = self.t;
+                        if failure.refuse {
                             let spec = content(&container.spec);
-                            let host = &mut self.nodes[index];
-                            host.containers.remove(&instance);
-                            host.refused.insert((instance, spec));
-                        } else {
-                            container.state = State::Ended(None);
+                            self.nodes[index].refused.insert((instance, spec));
+                            // What is left of it then is only logged.
+                            let _ = self.remove(index, instance);
                         }
                         Err(StartFailure {
-                            reason: Reason::new("bad-luck", "the start failed"),
-                            retryable: retryable || refuse,
-                            refuse,
+                            reason: Reason::new(failure.code, "the start failed"),
+                            retryable: failure.retryable || failure.refuse,
+                            refuse: failure.refuse,
                         })
                     }
                 };
@@ -318,6 +373,22 @@ impl World {
                 self.tell(index, event);
             }
         }
+    }
+
+    /// A container is removed, and its network after it.
+    fn remove(&mut self, index: usize, instance: InstanceId) -> Result<(), Reason> {
+        let t = self.t;
+        let host = &mut self.nodes[index];
+        if host.net.detach(instance, t) {
+            host.containers.remove(&instance);
+            return Ok(());
+        }
+        if let Some(container) = host.containers.get_mut(&instance) {
+            container.state = State::Ended(None);
+            container.changed_at = t;
+            container.is_husk = true;
+        }
+        Err(Reason::new("net-unavailable", "the net manager does not answer"))
     }
 
     /// A process ends by itself.
@@ -336,6 +407,7 @@ impl World {
             oom_killed: !job && nonce.is_multiple_of(2),
         };
         container.state = State::Ended(Some(exit));
+        container.changed_at = t;
         let version = container.version.clone();
         self.log
             .line(t, format_args!("n{index} {instance} exits {}", exit.code));
@@ -393,6 +465,7 @@ impl World {
         {
             self.violate("I8", what.clone());
         }
+        self.watch_addresses(index);
         if spec.when_cut_off == WhenCutOff::Stop {
             let copies: Vec<&str> = self
                 .nodes
@@ -425,6 +498,7 @@ impl World {
 fn brief(command: &Command) -> String {
     match command {
         Command::Start(order) => format!("start {} {} {}", order.instance, order.version, order.spec.path),
+        Command::Attach(order) => format!("attach {} again", order.instance),
         Command::Stop { instance, grace_ms } => format!("stop {instance} within {grace_ms}"),
     }
 }

@@ -21,17 +21,20 @@ pub enum Level {
     Cluster,
     /// The node engines.
     Node,
+    /// The net managers.
+    Net,
 }
 
 impl Level {
     /// All of them, in the order of [`Points::reached`].
-    pub const ALL: [Self; 3] = [Self::Root, Self::Cluster, Self::Node];
+    pub const ALL: [Self; 4] = [Self::Root, Self::Cluster, Self::Node, Self::Net];
 
     const fn of(who: Who) -> Self {
         match who {
             Who::Root => Self::Root,
             Who::Cluster(_) => Self::Cluster,
             Who::Node(_) => Self::Node,
+            Who::Net(_) => Self::Net,
         }
     }
 }
@@ -42,6 +45,7 @@ impl fmt::Display for Level {
             Self::Root => "root",
             Self::Cluster => "cluster",
             Self::Node => "node",
+            Self::Net => "net",
         })
     }
 }
@@ -51,7 +55,7 @@ impl FromStr for Level {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|level| level.to_string() == text);
-        found.ok_or_else(|| format!("`{text}` is not one of root, cluster, node"))
+        found.ok_or_else(|| format!("`{text}` is not one of root, cluster, node, net"))
     }
 }
 
@@ -74,7 +78,7 @@ pub struct Points {
     /// Whether points are counted now.
     pub counting: bool,
     /// How many were reached, by [`Level::ALL`].
-    pub reached: [u64; 3],
+    pub reached: [u64; 4],
     /// Crash at this one, counted from 0.
     pub armed: Option<(Level, u64)>,
     /// Where the crash was.

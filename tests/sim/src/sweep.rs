@@ -108,7 +108,7 @@ impl FromStr for Point {
 #[derive(Debug)]
 pub struct Outcome {
     /// Points reached, by [`Level::ALL`].
-    pub reached: [u64; 3],
+    pub reached: [u64; 4],
     /// Where the crash was, if one was asked for and its point was reached.
     pub crashed: Option<String>,
     /// What was wrong.
@@ -243,7 +243,7 @@ pub struct Swept {
     /// The scenario.
     pub scenario: Scenario,
     /// How many points each tier has, by [`Level::ALL`]; all of them were crashed at.
-    pub points: [u64; 3],
+    pub points: [u64; 4],
     /// What went wrong, with the point.
     pub failures: Vec<String>,
 }
@@ -309,21 +309,17 @@ pub fn sweep(scenarios: &[Scenario], options: Options, threads: usize) -> Vec<Sw
 
 /// The table of a sweep: scenario by tier, how many points.
 pub fn table(swept: &[Swept]) -> String {
-    let row = |name: &str, cells: [String; 4]| {
-        let [root, cluster, node, all] = cells;
-        format!("{name:<10} {root:>8} {cluster:>8} {node:>8} {all:>8}\n")
+    let row = |name: &str, cells: Vec<String>| {
+        let cells: String = cells.iter().map(|cell| format!(" {cell:>8}")).collect();
+        format!("{name:<10}{cells}\n")
     };
-    let count = |points: [u64; 3]| {
+    let count = |points: [u64; 4]| {
         let all: u64 = points.iter().sum();
-        [
-            points[0].to_string(),
-            points[1].to_string(),
-            points[2].to_string(),
-            all.to_string(),
-        ]
+        points.iter().chain([&all]).map(u64::to_string).collect()
     };
-    let mut text = row("points", ["root", "cluster", "node", "all"].map(str::to_owned));
-    let mut sum = [0; 3];
+    let names = Level::ALL.iter().map(Level::to_string);
+    let mut text = row("points", names.chain(["all".to_owned()]).collect());
+    let mut sum = [0; 4];
     for one in swept {
         text.push_str(&row(&one.scenario.to_string(), count(one.points)));
         for (sum, points) in sum.iter_mut().zip(one.points) {
@@ -443,9 +439,15 @@ impl Sweep<'_> {
         let renewed = world.papers.iter().filter(|(_, papers)| papers.certificate.is_some());
         let renewed: Vec<Who> = renewed.map(|(who, _)| *who).collect();
         for who in renewed {
-            let link = world.link_of(who);
-            world.links[link].valid_from = 1;
-            world.cut(link, 100);
+            let beside = match who {
+                Who::Node(index) => Some(Who::Net(index)),
+                _ => None,
+            };
+            for who in [who].into_iter().chain(beside) {
+                let link = world.link_of(who);
+                world.links[link].valid_from = 1;
+                world.cut(link, 100);
+            }
         }
         let soon = world.t + 200;
         world.run_until(soon);
@@ -553,7 +555,7 @@ impl World {
                     parent.map(|tier| tier.registry()),
                 )
             }
-            Who::Root => return false,
+            Who::Root | Who::Net(_) => return false,
         };
         let active = registry.is_some_and(|registry| {
             let mut members = registry.members();
@@ -567,7 +569,7 @@ impl World {
         let key = match who {
             Who::Node(index) => self.nodes[index].key.clone(),
             Who::Cluster(index) => format!("key-{}", self.clusters[index].config.name),
-            Who::Root => return,
+            Who::Root | Who::Net(_) => return,
         };
         let registry = match who {
             Who::Node(index) => self.clusters[self.nodes[index].cluster]

@@ -7,6 +7,7 @@ use crate::log::Log;
 use crate::net::{Link, Weather};
 use crate::node::{Host, Op};
 use crate::points::Points;
+use crate::tables::Ledger;
 use crate::work::Work;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -93,6 +94,8 @@ pub enum Who {
     Cluster(usize),
     /// A node engine.
     Node(usize),
+    /// The net manager beside it.
+    Net(usize),
 }
 
 /// What a daemon asked for, released once its writes were durable.
@@ -104,6 +107,8 @@ pub enum Acts {
     Cluster(Vec<roble_cluster::tier::Act>),
     /// Of a node.
     Node(Vec<roble_node::tier::Act>),
+    /// Of a net manager.
+    Net(Vec<roble_net::tier::Act>),
 }
 
 /// What may happen.
@@ -129,6 +134,8 @@ pub enum Ev {
     Exit(usize, InstanceId, u64),
     /// A node engine lists its runtime.
     List(usize, u64),
+    /// A net manager looks at what is attached.
+    Round(usize, u64),
     /// Something breaks.
     Fault(Fault),
     /// Somebody wants something.
@@ -145,6 +152,8 @@ pub struct ClusterHost {
     pub config: ClusterConfig,
     /// What it is to the root.
     pub id: ClusterId,
+    /// Its store was lost once.
+    pub has_lost_store: bool,
 }
 
 /// A violation of an invariant.
@@ -176,10 +185,12 @@ pub struct World {
     pub clusters: Vec<ClusterHost>,
     /// The nodes.
     pub nodes: Vec<Host>,
-    /// First one per cluster, then one per node.
+    /// First one per cluster, then one per node, then one per net manager.
     pub links: Vec<Link>,
     /// What users want and were told.
     pub users: crate::work::Users,
+    /// What is known of addresses and tables.
+    pub ledger: Ledger,
     /// How many stores were lost, of clusters and nodes.
     pub lost_stores: u32,
     /// What was found wrong.
@@ -212,6 +223,7 @@ impl World {
             nodes: Vec::new(),
             links: Vec::new(),
             users: crate::work::Users::default(),
+            ledger: Ledger::default(),
             lost_stores: 0,
             violations: Vec::new(),
             points: Points::default(),
@@ -255,6 +267,7 @@ impl World {
                     is_new: false,
                 },
                 id,
+                has_lost_store: false,
             });
             if is_installed {
                 self.start(Who::Cluster(index));
@@ -277,6 +290,15 @@ impl World {
                 self.push(at, Ev::Dial(link));
             }
         }
+        for index in 0..self.nodes.len() {
+            self.links.push(Link::default());
+            if self.nodes[index].cluster < self.plan.installed {
+                self.start(Who::Net(index));
+            }
+            let at = self.rng.random_range(0..500);
+            let link = self.link_of(Who::Net(index));
+            self.push(at, Ev::Dial(link));
+        }
     }
 
     /// The link on which a daemon dials its parent.
@@ -285,21 +307,29 @@ impl World {
             Who::Root => usize::MAX,
             Who::Cluster(index) => index,
             Who::Node(index) => self.plan.nodes.len() + index,
+            Who::Net(index) => self.plan.nodes.len() + self.node_count() + index,
         }
+    }
+
+    fn node_count(&self) -> usize {
+        self.plan.nodes.iter().sum()
     }
 
     /// Who dials on a link.
     pub fn child_of(&self, link: usize) -> Who {
         match link.checked_sub(self.plan.nodes.len()) {
             None => Who::Cluster(link),
-            Some(node) => Who::Node(node),
+            Some(index) => match index.checked_sub(self.node_count()) {
+                None => Who::Node(index),
+                Some(net) => Who::Net(net),
+            },
         }
     }
 
     /// Whom one reaches on a link.
     pub fn parent_of(&self, link: usize) -> Who {
         match self.child_of(link) {
-            Who::Node(node) => Who::Cluster(self.nodes[node].cluster),
+            Who::Node(index) | Who::Net(index) => Who::Cluster(self.nodes[index].cluster),
             _ => Who::Root,
         }
     }
@@ -434,6 +464,7 @@ impl World {
                 self.push(at, Ev::List(index, life));
                 bad
             }
+            Who::Net(index) => self.start_net(index),
         };
         if !bad.is_empty() {
             self.violate("readable", format!("{who:?} could not read {bad:?}"));
@@ -447,6 +478,7 @@ impl World {
             Who::Root => self.root.next_tick = at,
             Who::Cluster(index) => self.clusters[index].daemon.next_tick = at,
             Who::Node(index) => self.nodes[index].daemon.next_tick = at,
+            Who::Net(index) => self.nodes[index].net.daemon.next_tick = at,
         }
         let life = self.life(who);
         self.push(at, Ev::Tick(who, life));
@@ -458,6 +490,7 @@ impl World {
             Who::Root => self.root.life,
             Who::Cluster(index) => self.clusters[index].daemon.life,
             Who::Node(index) => self.nodes[index].daemon.life,
+            Who::Net(index) => self.nodes[index].net.daemon.life,
         }
     }
 
@@ -467,6 +500,7 @@ impl World {
             Who::Root => self.root.tier.is_some(),
             Who::Cluster(index) => self.clusters[index].daemon.tier.is_some(),
             Who::Node(index) => self.nodes[index].daemon.tier.is_some(),
+            Who::Net(index) => self.nodes[index].net.daemon.tier.is_some(),
         }
     }
 

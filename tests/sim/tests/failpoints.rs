@@ -1,5 +1,6 @@
 //! A crash at every boundary between two steps of every tier. See `roble_sim::sweep`.
 
+use roble_sim::points::Level;
 use roble_sim::sweep::{Options, Scenario, Swept, run, sweep, table};
 
 /// As many as the machine of CI has cores.
@@ -15,7 +16,7 @@ fn a_crash_between_any_two_steps_loses_nothing() {
     println!("{}", table(&swept));
     for one in &swept {
         assert!(
-            one.points.iter().all(|count| *count > 5),
+            one.points[..Level::Net as usize].iter().all(|count| *count > 5) && one.points[Level::Net as usize] > 0,
             "{} has hardly any points: {:?}",
             one.scenario,
             one.points

@@ -58,6 +58,21 @@ fn a_replacement_that_does_not_wait() {
 }
 
 #[test]
+fn blocks_given_again_without_asking_who_has_them() {
+    is_caught(Some(Bug::ForgetBlocks), false);
+}
+
+#[test]
+fn a_withdrawn_row_that_nobody_is_told_of() {
+    is_caught(Some(Bug::ForgetWithdrawal), false);
+}
+
+#[test]
+fn rows_told_to_who_has_nothing_of_their_application() {
+    is_caught(Some(Bug::TellStrangers), false);
+}
+
+#[test]
 fn acts_before_their_writes_are_durable() {
     is_caught(None, true);
 }
