@@ -207,13 +207,13 @@ impl TableServer {
         for (child, heard) in &self.wants.heard {
             let mut asked: BTreeMap<ServiceId, BTreeSet<ApplicationId>> = BTreeMap::new();
             let mut answers = BTreeMap::new();
-            // Who runs nothing of an application has nothing to ask for it.
+            // Who runs nothing of an application has nothing to ask for it, as far as that is known.
             for (key, want) in heard {
                 let Answer { service, is_final } = match self.tables.is_run_by(*child, want.application) {
                     true => self.answer(*key, want),
                     false => Answer {
                         service: None,
-                        is_final: true,
+                        is_final: self.complete,
                     },
                 };
                 // What is here only because it was asked for must go on being asked for, and so must an address.
@@ -316,6 +316,7 @@ impl TableServer {
     pub fn set_complete(&mut self) {
         if !self.complete {
             self.complete = true;
+            self.wants.is_changed = true;
             self.ends.values_mut().for_each(ParentEnd::set_complete);
         }
     }

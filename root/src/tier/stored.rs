@@ -103,7 +103,7 @@ mod tests {
     fn every_record_is_read_once_however_many_share_the_work() {
         let named = |index: usize| Record {
             organization: None,
-            kind: if index % 7 == 0 { "service" } else { "foreign" }.to_owned(),
+            kind: if index.is_multiple_of(7) { "service" } else { "foreign" }.to_owned(),
             id: index.to_string(),
             value: Vec::new(),
         };
