@@ -9,6 +9,7 @@ use crate::packet::vnet::VNET;
 use crate::packet::{Ip, ecn};
 use crate::replay::Seen;
 use crate::session::{HEADER, OVERHEAD, Session, TYPE};
+use crate::sys::prefer_short_slices;
 use crate::sys::udp::{Receiver, Run};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -43,6 +44,7 @@ struct Inbound<'a> {
 }
 
 pub(super) fn run(worker: &Worker) {
+    prefer_short_slices();
     let mut receiver = Receiver::default();
     let mut inbound = Inbound {
         worker,

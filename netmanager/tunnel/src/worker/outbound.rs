@@ -9,6 +9,7 @@ use crate::key::random;
 use crate::packet::segment::Segments;
 use crate::packet::vnet::{GSO_NONE, VNET, Vnet};
 use crate::packet::{fragment, icmp};
+use crate::sys::prefer_short_slices;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, IoSlice};
@@ -24,6 +25,7 @@ const IDLE_MS: u16 = 2_000;
 const LEAST_MTU: (u16, u16) = (576, 1_280);
 
 pub(super) fn run(worker: &Worker) {
+    prefer_short_slices();
     let mut flows = Flows::new(u64::from_ne_bytes(random()));
     let mut batch = None;
     while !worker.has_ended.load(Ordering::Relaxed) {
