@@ -35,7 +35,7 @@ use roble_link::parent::{ParentClocks, ParentEnd, ParentOutput};
 use roble_proto::convert::{decode_status, encode_assignment};
 use roble_proto::rest::{ErrorBody, JoinGrant, JoinRequest, RenewRequest};
 use roble_proto::wire::link_server::{Link, LinkServer};
-use roble_proto::wire::{Frame, SetKind, StreamEnd, StreamFrame, request, response};
+use roble_proto::wire::{Branch, Frame, SetKind, StreamEnd, StreamFrame, request, response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
@@ -57,6 +57,7 @@ pub struct Known {
     rng: SmallRng,
     orders: Orders,
     end: ParentEnd,
+    net: ParentEnd,
     down: Option<mpsc::Sender<Frame>>,
     pub link_port: u16,
     pub statuses: BTreeMap<InstanceId, InstanceStatus>,
@@ -68,6 +69,15 @@ pub struct Known {
 }
 
 impl Known {
+    fn answer_net(&mut self, outputs: Vec<ParentOutput>) {
+        for output in outputs {
+            if let (ParentOutput::Send(mut frame), Some(down)) = (output, &self.down) {
+                frame.branch = Branch::Net.into();
+                let _ = down.try_send(frame);
+            }
+        }
+    }
+
     fn handle(&mut self, outputs: Vec<ParentOutput>) {
         for output in outputs {
             match output {
@@ -122,6 +132,7 @@ impl FakeRoot {
             rng: SmallRng::seed_from_u64(5),
             orders: Orders::default(),
             end: ParentEnd::new(clocks, true),
+            net: ParentEnd::new(clocks, true),
             down: None,
             link_port: 0,
             statuses: BTreeMap::new(),
@@ -337,12 +348,16 @@ impl Link for FakeRoot {
         let (root, mut up) = (self.clone(), request.into_inner());
         tokio::spawn(async move {
             while let Ok(Some(frame)) = up.message().await {
-                // It has no tables.
-                if frame.branch() == roble_proto::wire::Branch::Net {
-                    continue;
-                }
                 let mut state = root.state.lock().unwrap();
                 let state = &mut *state;
+                if frame.branch() == Branch::Net {
+                    // Its tables are whole, and empty.
+                    let rows = Orders::default();
+                    let mut outputs = state.net.receive(frame, &rows, shell::now(&SystemClock));
+                    outputs.extend(state.net.flush(&rows));
+                    state.answer_net(outputs);
+                    continue;
+                }
                 let outputs = state.end.receive(frame, &state.orders, shell::now(&SystemClock));
                 state.handle(outputs);
                 let outputs = state.end.flush(&state.orders);
