@@ -313,7 +313,9 @@ impl Sweep {
             let netns = format!("roble-dev-{node}");
             let listed = command("ip", &["-n", &netns, "-o", "link"]).out;
             // One for each container, beside the node's tunnel.
-            let links = listed.matches("rbl-").count() - listed.matches("rbl-vx").count();
+            // Devices of tunnels and of misses are the node's own.
+            let count = |name: &str| listed.matches(name).count();
+            let links = count("rbl-") - ["rbl-vx", "rbl-wg", "rbl-miss"].into_iter().map(count).sum::<usize>();
             if links != ids.len() {
                 let _ = writeln!(wrong, "{node}: {links} links, but {ids:?} run");
             }
