@@ -412,7 +412,7 @@ impl Seen {
             return Ok(());
         }
         sealed::ensure(&node.handle, sealed, config, device, sysctl::has_v6(), mtu).await?;
-        failpoint!("net.set.sealed");
+        failpoint!("net.set.tunnel");
         self.sealed = Some(SeenSealed {
             sealed: sealed.clone(),
             index: device.index,
