@@ -190,6 +190,7 @@ impl Datapath for KernelDatapath {
             link: LinkName::sealed(),
             error,
         }));
+        failpoint!("net.set.tunnel");
         let missed = seen.ensure_miss(&node, config, links.get(miss::LINK), has_v6).await;
         failures.extend(missed.err().map(|error| EndpointFailure {
             link: LinkName::miss(),
@@ -374,7 +375,6 @@ impl Seen {
         }
         let has_v6 = sysctl::has_v6();
         let index = tunnel::ensure(&node.handle, &tunnel, config, existing, has_v6, common.mtu).await?;
-        failpoint!("net.set.tunnel");
         self.tunnel = Some(SeenTunnel {
             tunnel,
             nodes: config.nodes.clone(),
@@ -412,7 +412,6 @@ impl Seen {
             return Ok(());
         }
         sealed::ensure(&node.handle, sealed, config, device, sysctl::has_v6(), mtu).await?;
-        failpoint!("net.set.tunnel");
         self.sealed = Some(SeenSealed {
             sealed: sealed.clone(),
             index: device.index,
