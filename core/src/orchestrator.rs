@@ -16,7 +16,7 @@ mod view;
 
 pub use plan::Step;
 
-use crate::ids::{ChildId, InstanceId};
+use crate::ids::{ApplicationId, ChildId, InstanceId};
 use crate::lifecycle;
 use crate::liveness::{self, Clocks, Standing};
 use crate::placement::{Explanation, Level, Profile};
@@ -76,6 +76,9 @@ pub struct PlacementRecord {
     /// How it ended for good, if it did. It is not run again in that generation, also if the child that ran it is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<InstanceStatus>,
+    /// What it is a part of, also while it leaves and is no longer wished. Older records do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<ApplicationId>,
 }
 
 /// One instance as this tier knows it.
@@ -209,7 +212,10 @@ impl Orchestrator {
     }
 
     /// Takes up a stored instance at start, after the children. `wish` is `None` for one that is being deleted.
-    pub fn restore(&mut self, instance: InstanceId, wish: Option<Assignment>, record: PlacementRecord) {
+    pub fn restore(&mut self, instance: InstanceId, wish: Option<Assignment>, mut record: PlacementRecord) {
+        if let Some(wish) = &wish {
+            record.application = Some(wish.spec.application);
+        }
         for placement in record.placement.iter().chain(&record.leaving) {
             self.on_child.entry(placement.child).or_default().insert(instance);
             if !self.children.contains_key(&placement.child) {
@@ -237,6 +243,7 @@ impl Orchestrator {
             Some(wish) if wish.version.generation != assignment.version.generation => entry.refused.clear(),
             _ => {}
         }
+        entry.record.application = Some(assignment.spec.application);
         entry.wish = Some(assignment);
         let child = entry.record.placement.as_ref().map(|placement| placement.child);
         self.attention.insert(instance);

@@ -420,6 +420,14 @@ fn a_child_that_has_nothing_left_of_an_application_is_looked_at_again() {
             .contains(&Effect::Order(former, instance(0)))
     );
     assert!(orchestrator.applications_on(former).is_empty());
+    // What is no longer wished needs its application until it has ended, also over a restart.
+    orchestrator.remove_wish(instance(0));
+    orchestrator.reconcile(at(30_001));
+    assert_eq!(orchestrator.applications_on(other).len(), 1);
+    let record = orchestrator.record(instance(0)).unwrap().clone();
+    let mut again = two_nodes();
+    again.restore(instance(0), None, record);
+    assert_eq!(again.applications_on(other).len(), 1);
 }
 
 #[test]

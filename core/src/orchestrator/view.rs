@@ -49,8 +49,8 @@ impl Orchestrator {
     /// Applications that a child runs, or still has, something of.
     pub fn applications_on(&self, child: ChildId) -> BTreeSet<ApplicationId> {
         let instances = self.on_child.get(&child).into_iter().flatten();
-        let wishes = instances.filter_map(|instance| self.entries.get(instance)?.wish.as_ref());
-        wishes.map(|wish| wish.spec.application).collect()
+        let applications = instances.filter_map(|instance| self.entries.get(instance)?.record.application);
+        applications.collect()
     }
 
     /// Whether this child has the instance, and has neither reported it since it was ordered last nor fallen silent: what was

@@ -248,6 +248,11 @@ impl World {
                 .and_then(|tier| tier.engine().status(instance));
             runs && status.is_some_and(|status| status.phase == Phase::Running)
         };
+        // What its cluster does not want any more gets nothing new, while it ends.
+        let is_wished = |host: &crate::node::Host, instance: InstanceId| {
+            let tier = self.clusters[host.cluster].daemon.tier.as_ref();
+            tier.is_none_or(|tier| tier.children().orchestrator().wish(instance).is_some())
+        };
         // A cluster that lost its store says too little of its nodes until it has heard them and the root.
         let is_sure = |host: &&crate::node::Host| !self.clusters[host.cluster].has_lost_store;
         let on = |node: NodeId| self.nodes.iter().find(|host| host.id == node).filter(is_sure);
@@ -262,13 +267,14 @@ impl World {
             Row::Instance(row) => {
                 let host = on(row.node);
                 let has = host.is_some_and(|host| host.net.links.get(&row.instance) == Some(&row.v4));
-                has && reads(row.application) && host.is_some_and(|host| well(host, row.instance))
+                let stays = |host: &crate::node::Host| well(host, row.instance) && is_wished(host, row.instance);
+                has && reads(row.application) && host.is_some_and(stays)
             }
             Row::Node(row) => {
                 let host = on(row.node);
                 let shares = |host: &crate::node::Host| {
                     let mut containers = host.containers.iter();
-                    containers.any(|(id, one)| reads(one.spec.application) && well(host, *id))
+                    containers.any(|(id, one)| reads(one.spec.application) && well(host, *id) && is_wished(host, *id))
                 };
                 host.is_some_and(shares)
             }

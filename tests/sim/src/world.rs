@@ -462,6 +462,10 @@ impl World {
                 let life = host.daemon.life;
                 let at = t + self.rng.random_range(5..400);
                 self.push(at, Ev::List(index, life));
+                // The net manager beside one that joins has waited for its identity.
+                if self.nodes[index].cluster >= self.plan.installed && self.nodes[index].net.daemon.life == 0 {
+                    self.push(t + 1, Ev::Start(Who::Net(index)));
+                }
                 bad
             }
             Who::Net(index) => self.start_net(index),

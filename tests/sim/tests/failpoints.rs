@@ -15,8 +15,11 @@ fn a_crash_between_any_two_steps_loses_nothing() {
     let swept = sweep(&Scenario::ALL, Options::default(), THREADS);
     println!("{}", table(&swept));
     for one in &swept {
+        // A net manager has no part in a renewal: the next connection shows the new certificate.
+        let of_net = one.points[Level::Net as usize];
         assert!(
-            one.points[..Level::Net as usize].iter().all(|count| *count > 5) && one.points[Level::Net as usize] > 0,
+            one.points[..Level::Net as usize].iter().all(|count| *count > 5)
+                && (of_net > 5 || one.scenario == Scenario::Renew),
             "{} has hardly any points: {:?}",
             one.scenario,
             one.points
