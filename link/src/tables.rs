@@ -6,12 +6,10 @@
 
 use crate::parent::{ParentClocks, ParentEnd, ParentOutput};
 use crate::{Source, unknown_member};
-use roble_core::ids::{ApplicationId, ChildId, InstanceId, ServiceId};
-use roble_core::orchestrator::Orchestrator;
+use roble_core::ids::{ApplicationId, ChildId, ServiceId};
 use roble_core::overlay::block::Block;
 use roble_core::overlay::row::{Policy, Row, RowKey, WantRow};
 use roble_core::overlay::tables::{Change, Tables, Writer};
-use roble_core::status::{InstanceStatus, Phase};
 use roble_core::time::Now;
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::wire;
@@ -97,14 +95,6 @@ impl Source for Told<'_> {
     fn value(&self, _: wire::SetKind, key: &str) -> Option<Vec<u8>> {
         self.row(key.parse().ok()?)
     }
-}
-
-/// Whether the row of an instance on `child` stays as it is although its status gives none: the child has not reported it
-/// since it was ordered anew, or runs it and has not heard of its addresses since it started itself.
-pub fn keeps_row(orchestrator: &Orchestrator, instance: InstanceId, child: ChildId) -> bool {
-    let is_blank = |status: InstanceStatus| status.phase == Phase::Running && status.addresses.is_empty();
-    orchestrator.is_awaited(instance, child)
-        || orchestrator.holder(instance) == Some(child) && orchestrator.view(instance).is_some_and(is_blank)
 }
 
 impl TableServer {

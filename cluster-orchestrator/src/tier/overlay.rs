@@ -13,7 +13,7 @@ use roble_core::tier::{Output, Write};
 use roble_core::time::Now;
 use roble_link::Source;
 use roble_link::child::{ChildEnd, ChildOutput};
-use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput, keeps_row};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
 use roble_proto::rows::{decode_row, encode_row};
 use roble_proto::topics::Branch;
 use roble_proto::wire;
@@ -170,7 +170,7 @@ impl ClusterTier {
     pub(super) fn publish_instance(&mut self, instance: InstanceId) {
         let orchestrator = self.children.orchestrator();
         if let Some(Row::Instance(row)) = self.overlay.server.tables().row(RowKey::Instance(instance))
-            && keeps_row(orchestrator, instance, row.node.into())
+            && orchestrator.keeps_row(instance, row.node.into(), row.node)
         {
             return;
         }
@@ -184,24 +184,28 @@ impl ClusterTier {
     }
 
     /// Every node has a block, if there is one: the one that it says it has before any other. While it is not known who
-    /// had what, only that.
+    /// had what, only that; and what somebody says he has is nobody else's, whoever comes first.
     fn give_blocks(&mut self, now: Now, out: &mut Output<Act>) {
         let is_settled = self.children.is_settled() || self.config.is_new;
         let nodes: Vec<ChildId> = self.children.orchestrator().child_ids().collect();
+        let overlay = &mut self.overlay;
+        let has_none = |overlay: &Overlay, child: &ChildId| overlay.blocks.of(*child).is_empty();
+        for child in nodes.iter().copied().filter(|_| !is_planted(Bug::ForgetBlocks)) {
+            if let Some(block) = overlay.claims.get(&child).copied()
+                && has_none(overlay, &child)
+                && overlay.blocks.claim(block, child)
+            {
+                out.writes.extend(block_write(block, Some(child), now));
+            }
+        }
         for child in nodes {
             let overlay = &mut self.overlay;
-            if overlay.blocks.of(child).is_empty() {
-                let claimed = overlay
-                    .claims
-                    .get(&child)
-                    .copied()
-                    .filter(|_| !is_planted(Bug::ForgetBlocks))
-                    .filter(|block| overlay.blocks.claim(*block, child));
-                let is_heard = is_settled && overlay.server.has_heard(child);
-                let may_lease = is_heard || is_planted(Bug::ForgetBlocks);
-                let given = claimed.or_else(|| may_lease.then(|| overlay.blocks.lease(child, now.wall)).flatten());
-                out.writes
-                    .extend(given.and_then(|block| block_write(block, Some(child), now)));
+            let is_heard = is_settled && overlay.server.has_heard(child);
+            if has_none(overlay, &child)
+                && (is_heard || is_planted(Bug::ForgetBlocks))
+                && let Some(block) = overlay.blocks.lease(child, now.wall)
+            {
+                out.writes.extend(block_write(block, Some(child), now));
             }
             let blocks = overlay.blocks.of(child);
             overlay.server.set_blocks(child, blocks.clone());

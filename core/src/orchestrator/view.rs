@@ -1,7 +1,7 @@
 //! Reading the machine: orders for children, status and capacity for the tier above and for people.
 
 use super::{Child, Orchestrator, PlacementRecord};
-use crate::ids::{ApplicationId, ChildId, InstanceId};
+use crate::ids::{ApplicationId, ChildId, InstanceId, NodeId};
 use crate::liveness::Standing;
 use crate::placement::{Explanation, LARGEST_FREE, Level, Offer, Profile};
 use crate::resources::Resources;
@@ -53,9 +53,25 @@ impl Orchestrator {
         applications.collect()
     }
 
+    /// Whether the row that tells where an instance of this child is, `at` that node, stays as it is although its status has
+    /// no addresses: the child has not reported it since it was ordered anew, runs it and has not heard of its addresses
+    /// since it started itself, or waits for that node to report after its own start.
+    pub fn keeps_row(&self, instance: InstanceId, child: ChildId, at: NodeId) -> bool {
+        let is_blank = |status: InstanceStatus| {
+            status.addresses.is_empty()
+                && match status.phase {
+                    Phase::Running => true,
+                    Phase::Scheduled => status.node == Some(at),
+                    _ => false,
+                }
+        };
+        self.is_awaited(instance, child)
+            || self.holder(instance) == Some(child) && self.view(instance).is_some_and(is_blank)
+    }
+
     /// Whether this child has the instance, and has neither reported it since it was ordered last nor fallen silent: what was
     /// known of it before may still be so.
-    pub fn is_awaited(&self, instance: InstanceId, child: ChildId) -> bool {
+    fn is_awaited(&self, instance: InstanceId, child: ChildId) -> bool {
         let is_unreported = self.entries.get(&instance).is_some_and(|entry| entry.status.is_none());
         let standing = self.children.get(&child).and_then(|child| child.standing);
         self.holder(instance) == Some(child) && is_unreported && standing != Some(Standing::Lost)
@@ -134,7 +150,10 @@ impl Orchestrator {
                 version: status.version.parent(),
                 ..status.clone()
             },
-            (None, Some(_)) => InstanceStatus::new(instance, wish.version.clone(), Phase::Scheduled),
+            (None, Some(placement)) => InstanceStatus {
+                node: (self.level == Level::Nodes).then_some(NodeId(placement.child.0)),
+                ..InstanceStatus::new(instance, wish.version.clone(), Phase::Scheduled)
+            },
             (_, None) => InstanceStatus::new(instance, wish.version.clone(), Phase::Pending),
         };
         match (placed, standing) {

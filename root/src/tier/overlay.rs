@@ -11,7 +11,7 @@ use roble_core::overlay::row::{Allowed, InstanceRow, Policy, Row, RowKey, Servic
 use roble_core::overlay::tables::Writer;
 use roble_core::tier::{Output, Write};
 use roble_core::time::{Now, Timestamp};
-use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput, keeps_row};
+use roble_link::tables::{MAX_WANTS, TableServer, TablesOutput};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -284,11 +284,19 @@ impl RootTier {
                     .server
                     .set(Writer::Child(child), key, row.map(Row::Instance));
             }
-            Some(child)
-                if keeps_row(orchestrator, instance, child)
-                    && self.overlay.server.tables().writer(key) == Some(Writer::Child(child)) => {}
+            Some(child) if self.keeps_row(instance, child) => {}
             _ => self.forget_instance_row(key),
         }
+    }
+
+    /// Whether what is told of an instance of this cluster stays as it is.
+    fn keeps_row(&self, instance: InstanceId, child: ChildId) -> bool {
+        let (tables, key) = (self.overlay.server.tables(), RowKey::Instance(instance));
+        matches!(
+            (tables.writer(key), tables.row(key)),
+            (Some(Writer::Child(writer)), Some(Row::Instance(row)))
+                if writer == child && self.children.orchestrator().keeps_row(instance, child, row.node)
+        )
     }
 
     fn forget_instance_row(&mut self, key: RowKey) {
