@@ -318,6 +318,7 @@ impl ClusterTier {
             virtualizations: orchestrator.virtualizations(),
             offers: orchestrator.offers(),
             software: self.config.software.clone(),
+            revision: orchestrator.revision(),
         });
     }
 

@@ -120,6 +120,8 @@ struct Child {
     held: BTreeMap<InstanceId, Held>,
     /// Raised when it may take what it could not take before: refusals of earlier are void.
     changes: u64,
+    /// It refused something since then.
+    has_refused: bool,
     /// All that it reports was heard; lost on restart.
     heard_out: bool,
     /// When it last said that it had lost what it knew: below it, at-most-one copies may run that it does not report.
@@ -168,6 +170,8 @@ pub struct Orchestrator {
     /// When [`Self::tick`] was called last.
     ticked: Boottime,
     brake: bool,
+    /// How often a child that had refused something could take it again.
+    revision: u64,
     effects: Vec<Effect>,
 }
 
@@ -188,6 +192,7 @@ impl Orchestrator {
             fresh: false,
             ticked: started,
             brake: false,
+            revision: 0,
             effects: Vec::new(),
         }
     }
@@ -439,6 +444,9 @@ impl Orchestrator {
                 until: now.boot.plus(REFUSAL_MS),
             };
             entry.refused.insert(child, refused);
+            if let Some(known) = self.children.get_mut(&child) {
+                known.has_refused = true;
+            }
             self.attention.insert(instance);
         } else if let (Some(placement), Some(wish)) = (&mut entry.record.placement, &entry.wish)
             && !matches!(
@@ -631,6 +639,11 @@ impl Orchestrator {
     fn void_refusals_of(&mut self, child: ChildId) {
         if let Some(known) = self.children.get_mut(&child) {
             known.changes += 1;
+            if std::mem::take(&mut known.has_refused) {
+                // What was refused may have been handed back to the tier above, which remembers it.
+                self.revision += 1;
+                self.effects.push(Effect::Capacity);
+            }
         }
         self.wake_waiting();
     }

@@ -106,6 +106,26 @@ fn nothing_is_refused_before_every_child_was_heard_or_given_up() {
     );
 }
 
+#[test]
+fn the_tier_above_may_try_again_once_a_child_that_refused_is_rid_of_what_nobody_knew() {
+    let mut orchestrator = two_nodes();
+    let stray = InstanceStatus::new(instance(9), Version::default(), Phase::Running);
+    orchestrator.hear_status(child(0), stray, at(1));
+    let before = orchestrator.revision();
+    orchestrator.set_wish(wish(0, 1, 100, false));
+    orchestrator.reconcile(at(2));
+    report(&mut orchestrator, 0, Phase::Refused, at(3));
+    orchestrator.remove_wish(instance(0));
+    orchestrator.reconcile(at(4));
+    assert_eq!(orchestrator.revision(), before);
+    orchestrator.take_effects();
+    orchestrator.hear_status_removed(child(0), instance(9));
+    assert_eq!(orchestrator.revision(), before + 1);
+    assert!(orchestrator.take_effects().contains(&Effect::Capacity));
+    orchestrator.hear_status_removed(child(0), instance(9));
+    assert_eq!(orchestrator.revision(), before + 1, "once for what it refused");
+}
+
 /// A report of `child`, whatever it was ordered.
 fn say(orchestrator: &mut Orchestrator, number: usize, epochs: &[u64], phase: Phase, now: Now) {
     let version = Version {

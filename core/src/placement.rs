@@ -56,6 +56,10 @@ pub struct Profile {
     pub offers: Vec<Offer>,
     /// Software version.
     pub software: String,
+    /// Another number: what it refused before it may take now, though its offers are the same (what ran below it unknown to
+    /// it has ended).
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// Whether a child may be given something new.

@@ -432,5 +432,6 @@ fn profile(config: &NodeConfig) -> Profile {
             largest_free: vec![config.facts.allocatable],
         }],
         software: config.software.clone(),
+        revision: 0,
     }
 }

@@ -132,6 +132,7 @@ impl From<&Profile> for wire::Profile {
             virtualizations: profile.virtualizations.clone(),
             offers: offers.collect(),
             software: profile.software.clone(),
+            revision: profile.revision,
         }
     }
 }
@@ -151,6 +152,7 @@ impl From<wire::Profile> for Profile {
             virtualizations: profile.virtualizations,
             offers: offers.collect(),
             software: profile.software,
+            revision: profile.revision,
         }
     }
 }

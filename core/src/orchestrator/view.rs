@@ -279,6 +279,11 @@ impl Orchestrator {
         offers
     }
 
+    /// Another number: children may take now what they refused, and the tier above may try again.
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// What the children that answer can run.
     pub fn virtualizations(&self) -> Vec<String> {
         let ready = self

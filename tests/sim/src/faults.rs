@@ -131,9 +131,12 @@ impl World {
         self.log.line(self.t, format_args!("fault {fault:?}"));
         match fault {
             Fault::Crash(who, down_ms) => {
-                if let Who::Node(index) = who
-                    && !self.may_crash(index)
-                {
+                let may = match who {
+                    Who::Node(index) => self.may_crash(index),
+                    Who::Cluster(index) => self.may_crash_cluster(index),
+                    _ => true,
+                };
+                if !may {
                     return;
                 }
                 self.crash(who);
@@ -168,6 +171,7 @@ impl World {
                     for direction in [UP, DOWN] {
                         self.links[*link].blocked[direction] |= directions[direction];
                     }
+                    self.ledger.cut_at.get_or_insert(self.t);
                     // Keep-alives find out, unless it heals before.
                     if for_ms > 4_000 {
                         let within = for_ms.min(20_000);
@@ -239,6 +243,9 @@ impl World {
             self.ledger.healed_at = self.t;
         }
         self.links[link].blocked[direction] = false;
+        if !self.links.iter().any(|link| link.blocked.contains(&true)) {
+            self.ledger.cut_at = None;
+        }
         let held = std::mem::take(&mut self.links[link].held[direction]);
         for (index, (connection, bytes)) in held.into_iter().enumerate() {
             // What was retransmitted arrives in order if the connection still stands.
@@ -253,6 +260,16 @@ impl World {
             self.nodes[node].crashed_at = self.t;
         }
         is_long_ago
+    }
+
+    /// Where nothing may restart, a cluster must not be away for longer than at-most-one copies may go on without it.
+    fn may_crash_cluster(&mut self, index: usize) -> bool {
+        let cluster = &mut self.clusters[index];
+        let may = !self.plan.gentle || self.t >= cluster.crashed_at + 40_000;
+        if may {
+            cluster.crashed_at = self.t;
+        }
+        may
     }
 
     fn lose_node_store(&mut self, index: usize) {

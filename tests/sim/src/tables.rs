@@ -39,8 +39,12 @@ pub struct Ledger {
     /// Which of all decisions of clusters was the last that put an instance on a node.
     decisions: BTreeMap<(InstanceId, NodeId), u64>,
     decided: u64,
-    /// When each link was last opened again after nothing got through.
+    /// The decision behind the row of each instance that each net manager has, as it was when it heard it.
+    heard: BTreeMap<(usize, InstanceId), u64>,
+    /// When a link was last opened again after nothing got through.
     pub healed_at: u64,
+    /// Since when there has been a link that lets nothing through.
+    pub cut_at: Option<u64>,
 }
 
 /// An address of a running container.
@@ -178,11 +182,15 @@ impl World {
                     }
                 }
                 (Some(Row::Instance(former)), Row::Instance(row)) if self.is_current(index) => {
-                    if self.is_older(row, former) {
+                    if self.is_older(index, row, former) {
                         found.push(("I12", format!("n{index}: from {former:?} back to {row:?}")));
                     }
                 }
                 _ => {}
+            }
+            if let Row::Instance(row) = row {
+                let decision = self.decision(row);
+                self.ledger.heard.insert((index, row.instance), decision);
             }
             if let Row::Service(row) = row {
                 found.extend(self.note_service(row).map(|detail| ("I13", detail)));
@@ -199,20 +207,25 @@ impl World {
         }
     }
 
+    /// Whether what a net manager hears comes in order, as a connection keeps it.
     fn is_current(&self, index: usize) -> bool {
-        self.nodes[index]
-            .net
-            .daemon
-            .tier
-            .as_ref()
-            .is_some_and(NetTier::is_connected)
+        let is_orderly = self.plan.weather.late == 0 && self.plan.weather.twice == 0;
+        let tier = &self.nodes[index].net.daemon.tier;
+        is_orderly && tier.as_ref().is_some_and(NetTier::is_connected)
     }
 
-    /// Whether a cluster had put the instance to where `row` says before it put it to where `than` says.
-    fn is_older(&self, row: &InstanceRow, than: &InstanceRow) -> bool {
+    /// Whether a cluster had put the instance to where `row` says before it put it to where `than` says, as the net manager
+    /// heard it.
+    fn is_older(&self, index: usize, row: &InstanceRow, than: &InstanceRow) -> bool {
         let cluster = |node: NodeId| self.nodes.iter().find(|host| host.id == node).map(|host| host.cluster);
-        let decided = |row: &InstanceRow| self.ledger.decisions.get(&(row.instance, row.node));
-        cluster(row.node) == cluster(than.node) && decided(row) < decided(than)
+        let heard = self.ledger.heard.get(&(index, row.instance));
+        cluster(row.node) == cluster(than.node) && heard.is_some_and(|heard| self.decision(row) < *heard)
+    }
+
+    /// The number of the decision that put the instance where this row says; 0: none.
+    fn decision(&self, row: &InstanceRow) -> u64 {
+        let number = self.ledger.decisions.get(&(row.instance, row.node));
+        number.copied().unwrap_or_default()
     }
 
     /// I13 for service addresses: one holder each for the whole run, which keeps it.
@@ -240,7 +253,9 @@ impl World {
         }
         let well = |host: &crate::node::Host, instance: InstanceId| {
             let container = host.containers.get(&instance);
-            let runs = container.is_some_and(|one| one.state == State::Running && one.changed_at + WELL_MS <= self.t);
+            // News of it may be waiting for a link.
+            let by = self.ledger.cut_at.unwrap_or(self.t);
+            let runs = container.is_some_and(|one| one.state == State::Running && one.changed_at + WELL_MS <= by);
             let status = host
                 .daemon
                 .tier

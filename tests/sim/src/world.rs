@@ -154,6 +154,8 @@ pub struct ClusterHost {
     pub id: ClusterId,
     /// Its store was lost once.
     pub has_lost_store: bool,
+    /// When it crashed last.
+    pub crashed_at: u64,
 }
 
 /// A violation of an invariant.
@@ -268,6 +270,7 @@ impl World {
                 },
                 id,
                 has_lost_store: false,
+                crashed_at: 0,
             });
             if is_installed {
                 self.start(Who::Cluster(index));
