@@ -24,6 +24,23 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// Two ports with `between` between them, or one that stands for both, and a transport: TCP unless it is named.
+fn pair(text: &str, between: char) -> Option<((u16, u16), Protocol)> {
+    let (numbers, protocol) = match text.split_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((numbers, "tcp")) => (numbers, Protocol::Tcp),
+        Some((numbers, "udp")) => (numbers, Protocol::Udp),
+        Some(_) => return None,
+    };
+    let port = |digits: &str| -> Option<u16> {
+        // `parse` would take a sign too.
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse().ok().filter(|port| is_number && *port != 0)
+    };
+    let (one, other) = numbers.split_once(between).unwrap_or((numbers, numbers));
+    Some(((port(one)?, port(other)?), protocol))
+}
+
 /// A port of the node that leads to a port of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -74,22 +91,7 @@ impl FromStr for PortMapping {
         let error = || ParsePortError {
             text: text.chars().take(64).collect(),
         };
-        let (numbers, protocol) = match text.split_once('/') {
-            None => (text, Protocol::Tcp),
-            Some((numbers, "tcp")) => (numbers, Protocol::Tcp),
-            Some((numbers, "udp")) => (numbers, Protocol::Udp),
-            Some(_) => return Err(error()),
-        };
-        let port = |digits: &str| -> Result<u16, ParsePortError> {
-            if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-                return Err(error());
-            }
-            digits.parse().ok().filter(|port| *port != 0).ok_or_else(error)
-        };
-        let (host, container) = match numbers.split_once(':') {
-            Some((host, container)) => (port(host)?, port(container)?),
-            None => (port(numbers)?, port(numbers)?),
-        };
+        let ((host, container), protocol) = pair(text, ':').ok_or_else(error)?;
         Ok(Self {
             host,
             container,
@@ -151,19 +153,7 @@ impl FromStr for PortRange {
         let error = || ParsePortRangeError {
             text: text.chars().take(64).collect(),
         };
-        let (numbers, protocol) = match text.split_once('/') {
-            None => (text, Protocol::Tcp),
-            Some((numbers, "tcp")) => (numbers, Protocol::Tcp),
-            Some((numbers, "udp")) => (numbers, Protocol::Udp),
-            Some(_) => return Err(error()),
-        };
-        let port = |digits: &str| -> Result<u16, ParsePortRangeError> {
-            let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-            let port = digits.parse().ok().filter(|port| is_number && *port != 0);
-            port.ok_or_else(error)
-        };
-        let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
-        let (first, last) = (port(first)?, port(last)?);
+        let ((first, last), protocol) = pair(text, '-').ok_or_else(error)?;
         if first > last {
             return Err(error());
         }

@@ -4,6 +4,7 @@
 //! only when it differs from the reader's are buckets compared and what differs exchanged. Items are told apart by a
 //! digest of key and value; the values live in the tiers.
 
+use roble_core::hash::fnv1a;
 use roble_proto::wire;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,13 +22,8 @@ pub struct SetIndex {
 
 /// A 64-bit digest of key and value: FNV-1a with a final mix. Not a security measure: the link is authenticated.
 pub fn digest(key: &str, value: &[u8]) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut eat = |byte: u8| {
-        hash ^= u64::from(byte);
-        hash = hash.wrapping_mul(0x0100_0000_01b3);
-    };
-    (key.len() as u32).to_be_bytes().into_iter().for_each(&mut eat);
-    key.bytes().chain(value.iter().copied()).for_each(&mut eat);
+    let length = (key.len() as u32).to_be_bytes().into_iter();
+    let mut hash = fnv1a(length.chain(key.bytes()).chain(value.iter().copied()));
     // The finaliser of splitmix64, so that sums of digests are as good as the digests.
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

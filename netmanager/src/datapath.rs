@@ -23,6 +23,7 @@ pub mod tunnel;
 
 use async_trait::async_trait;
 use permits::Member;
+use roble_core::hash::fnv1a;
 use roble_core::ids::{ApplicationId, NodeId, ServiceId};
 use roble_core::overlay::block::Block;
 use roble_core::overlay::plan::Plan;
@@ -47,7 +48,7 @@ pub struct LinkName(String);
 impl LinkName {
     /// The name that belongs to `container`.
     pub fn of(container: &str) -> Self {
-        Self(format!("{LINK_PREFIX}{:011x}", fnv1a(container) >> 20))
+        Self(format!("{LINK_PREFIX}{:011x}", mixed(container) >> 20))
     }
 
     /// The name of the tunnel's device.
@@ -77,11 +78,9 @@ impl fmt::Display for LinkName {
     }
 }
 
-/// FNV-1a with 64 bits (draft-eastlake-fnv), finished by the mixer of MurmurHash3 so that the high bits are good.
-fn fnv1a(text: &str) -> u64 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| {
-        (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-    });
+/// FNV-1a, finished by the mixer of MurmurHash3 so that the high bits are good.
+fn mixed(text: &str) -> u64 {
+    let hash = fnv1a(text.bytes());
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)

@@ -32,32 +32,21 @@ pub struct Own<'a> {
 pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
     let plan = told.plan();
     let node = own.home.map(|home| home.node);
-    let mut services: BTreeMap<_, _> = told
-        .services()
-        .map(|row| {
-            let numbers = row.v4.keys().copied().chain(
-                told.instances()
-                    .filter(|instance| instance.instance.service == row.service)
-                    .map(|instance| Policy::Instance(instance.instance.number)),
-            );
-            let policies = [Policy::RoundRobin, Policy::Closest, Policy::LeastUsed].into_iter();
-            let addresses = policies
-                .chain(numbers)
-                .map(|policy| (policy, row.addresses(&plan, policy).collect()));
-            let service = Service {
-                service: row.service,
-                application: row.application,
-                addresses: addresses.collect(),
-                backends: Vec::new(),
-                allows: row.allows.clone(),
-            };
-            (row.service, service)
-        })
-        .collect();
-    for (id, service) in &mut services {
-        let rows: Vec<_> = told.instances().filter(|row| row.instance.service == *id).collect();
+    let mut instances: BTreeMap<_, Vec<&InstanceRow>> = BTreeMap::new();
+    for row in told.instances() {
+        instances.entry(row.instance.service).or_default().push(row);
+    }
+    let of = |service| instances.get(&service).map_or(&[][..], Vec::as_slice);
+    let services = told.services().map(|row| {
+        let rows = of(row.service);
+        let numbers = rows.iter().map(|instance| Policy::Instance(instance.instance.number));
+        let numbers = row.v4.keys().copied().chain(numbers);
+        let policies = [Policy::RoundRobin, Policy::Closest, Policy::LeastUsed].into_iter();
+        let addresses = policies
+            .chain(numbers)
+            .map(|policy| (policy, row.addresses(&plan, policy).collect()));
         let ready: Vec<_> = rows.iter().filter(|row| row.ready).collect();
-        let nearest = nearness.nearest(*id, node, &ready.iter().map(|row| row.node).collect());
+        let nearest = nearness.nearest(row.service, node, &ready.iter().map(|row| row.node).collect());
         let idlest = nearness.idlest(&plan, &ready.iter().map(|row| row.v4).collect::<Vec<_>>());
         let backends = rows.iter().map(|row| Backend {
             number: row.instance.number,
@@ -67,8 +56,15 @@ pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
             near: Some(row.node) == nearest,
             idle: idlest.contains(&row.v4),
         });
-        service.backends = backends.collect();
-    }
+        Service {
+            service: row.service,
+            application: row.application,
+            addresses: addresses.collect(),
+            backends: backends.collect(),
+            allows: row.allows.clone(),
+        }
+    });
+    let services: BTreeMap<_, _> = services.map(|service| (service.service, service)).collect();
     let others = told.nodes().filter(|row| Some(row.node) != node);
     let vxlan = others.filter_map(|row| {
         let address = vxlan_to(own, row)?;

@@ -3,6 +3,7 @@
 use super::block::Block;
 use super::plan::Plan;
 use super::tunnel::{PublicKey, TunnelEnd};
+use crate::hash::fnv1a;
 use crate::ids::{ApplicationId, ClusterId, InstanceId, NodeId, OrganizationId, ParseIdError, ServiceId};
 use crate::ports::PortRange;
 use crate::status::{InstanceStatus, Phase};
@@ -249,9 +250,7 @@ impl Wanted {
             Self::Name(name) => format!("n{name}"),
             Self::Address(address) => format!("a{address}"),
         };
-        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        fnv1a(text.bytes())
     }
 }
 
