@@ -15,7 +15,7 @@
 //! - [`tier`]: what every tier is to the shell around it: events in, writes and acts out
 //! - [`engine`]: desired and observed state of a tier that runs instances itself (node engine)
 //! - [`overlay`]: addresses of endpoints and services, and the tables that join nodes
-//! - [`hash`]: FNV-1a
+//! - [`hash`](crate::hash): FNV-1a
 //! - [`planted`]: bugs for the simulation to find; inert without a feature
 //!
 //! Invariants: ids are 24 lowercase hex digits; quantities carry their unit in the name; planning twice changes nothing.

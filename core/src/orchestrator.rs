@@ -112,6 +112,8 @@ struct Child {
     standing: Option<Standing>,
     /// A person said: nothing new.
     cordoned: bool,
+    /// It has no endpoint addresses, and there are none for it.
+    lacks_block: bool,
     /// Instances it has reported and not withdrawn, and what it said of them last; lost on restart.
     held: BTreeMap<InstanceId, Held>,
     /// Raised when it may take what it could not take before: refusals of earlier are void.
@@ -359,6 +361,17 @@ impl Orchestrator {
     pub fn set_cordoned(&mut self, child: ChildId, cordoned: bool) {
         if let Some(entry) = self.children.get_mut(&child) {
             entry.cordoned = cordoned;
+            self.wake_waiting();
+            self.effects.push(Effect::Capacity);
+        }
+    }
+
+    /// Whether there are endpoint addresses for what the child runs.
+    pub fn set_lacks_block(&mut self, child: ChildId, lacks_block: bool) {
+        if let Some(entry) = self.children.get_mut(&child)
+            && entry.lacks_block != lacks_block
+        {
+            entry.lacks_block = lacks_block;
             self.wake_waiting();
             self.effects.push(Effect::Capacity);
         }

@@ -71,6 +71,8 @@ pub enum Readiness {
     Silent,
     /// A person said: nothing new.
     Cordoned,
+    /// There is no block of endpoint addresses left for it.
+    NoBlock,
     /// It has refused this very order before.
     Refused(Reason),
 }
@@ -102,6 +104,8 @@ pub enum Refusal {
     NotReady,
     /// Cordoned.
     Cordoned,
+    /// It has no endpoint addresses to give.
+    NoBlock,
     /// It refused this order itself.
     RefusedByChild,
     /// The descriptor names another one.
@@ -128,6 +132,7 @@ impl Refusal {
         match self {
             Self::NotReady => "not-ready",
             Self::Cordoned => "cordoned",
+            Self::NoBlock => "no-block",
             Self::RefusedByChild => "refused-by-child",
             Self::OtherName => "other-name",
             Self::LabelMismatch => "label-mismatch",
@@ -196,9 +201,13 @@ impl Explanation {
             .iter()
             .map(|(refusal, count)| format!("{count} {}", refusal.as_str()))
             .collect();
+        // Why one will not do that was meant says more than that another was not meant.
+        let is_meant = |e: &&Refused| !matches!(e.refusal, Refusal::OtherName | Refusal::LabelMismatch);
         let example = self
             .examples
-            .first()
+            .iter()
+            .find(is_meant)
+            .or(self.examples.first())
             .map(|e| format!("; {}: {}", e.name, e.detail))
             .unwrap_or_default();
         Reason::new(
@@ -253,6 +262,10 @@ pub fn assess(level: Level, spec: &InstanceSpec, candidate: &Candidate<'_>) -> R
         Readiness::Ready => {}
         Readiness::Silent => return Err((Refusal::NotReady, "it does not answer".to_owned())),
         Readiness::Cordoned => return Err((Refusal::Cordoned, "it takes nothing new".to_owned())),
+        Readiness::NoBlock => {
+            let detail = "the ranges of endpoint addresses are used up, there is none for it";
+            return Err((Refusal::NoBlock, detail.to_owned()));
+        }
         Readiness::Refused(reason) => return Err((Refusal::RefusedByChild, reason.to_string())),
     }
     let constraints = &spec.constraints;

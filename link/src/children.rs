@@ -158,6 +158,11 @@ impl Children {
         self.orchestrator.set_cordoned(child, cordoned);
     }
 
+    /// Whether there are endpoint addresses for what the child runs.
+    pub fn set_lacks_block(&mut self, child: ChildId, lacks_block: bool) {
+        self.orchestrator.set_lacks_block(child, lacks_block);
+    }
+
     /// The transport lost the child.
     pub fn transport_down(&mut self, child: ChildId) {
         if let Some(end) = self.ends.get_mut(&child) {

@@ -201,12 +201,14 @@ impl ClusterTier {
         for child in nodes {
             let overlay = &mut self.overlay;
             let is_heard = is_settled && overlay.server.has_heard(child);
-            if has_none(overlay, &child)
-                && (is_heard || is_planted(Bug::ForgetBlocks))
-                && let Some(block) = overlay.blocks.lease(child, now.wall)
-            {
-                out.writes.extend(block_write(block, Some(child), now));
+            let mut lacks_block = false;
+            if has_none(overlay, &child) && (is_heard || is_planted(Bug::ForgetBlocks)) {
+                let block = overlay.blocks.lease(child, now.wall);
+                lacks_block = block.is_none();
+                out.writes
+                    .extend(block.and_then(|block| block_write(block, Some(child), now)));
             }
+            self.children.set_lacks_block(child, lacks_block);
             let blocks = overlay.blocks.of(child);
             overlay.server.set_blocks(child, blocks.clone());
             let node = NodeId(child.0);

@@ -295,6 +295,8 @@ impl Orchestrator {
             Readiness::Silent
         } else if child.cordoned {
             Readiness::Cordoned
+        } else if child.lacks_block {
+            Readiness::NoBlock
         } else {
             Readiness::Ready
         };

@@ -86,7 +86,8 @@ impl World {
         }
     }
 
-    fn read<T: DeserializeOwned>(&mut self, session: usize, call: Call) -> Option<T> {
+    /// What the root answers one of the [`SESSIONS`]; `None`: a refusal.
+    pub fn read<T: DeserializeOwned>(&mut self, session: usize, call: Call) -> Option<T> {
         let answer = self.call_now(Caller::Session(SESSIONS[session].to_owned()), call);
         serde_json::from_value(answer.ok()?).ok()
     }

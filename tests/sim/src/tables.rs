@@ -181,10 +181,10 @@ impl World {
                         found.push(("I12", detail));
                     }
                 }
-                (Some(Row::Instance(former)), Row::Instance(row)) if self.is_current(index) => {
-                    if self.is_older(index, row, former) {
-                        found.push(("I12", format!("n{index}: from {former:?} back to {row:?}")));
-                    }
+                (Some(Row::Instance(former)), Row::Instance(row))
+                    if self.is_current(index) && self.is_older(index, row, former) =>
+                {
+                    found.push(("I12", format!("n{index}: from {former:?} back to {row:?}")));
                 }
                 _ => {}
             }

@@ -52,6 +52,8 @@ pub struct Plan {
     pub sync_ms: u64,
     /// Acts are performed before their writes are durable: a planted bug.
     pub acts_first: bool,
+    /// The ranges of addresses.
+    pub overlay: roble_core::overlay::plan::Plan,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
             trace,
             sync_ms: 40,
             acts_first: false,
+            overlay: Default::default(),
         }
     }
 }
@@ -433,7 +436,7 @@ impl World {
                     pin: "00".repeat(32),
                     session_ms: 1_000_000_000,
                     audit: AuditLimits::default(),
-                    plan: Default::default(),
+                    plan: self.plan.overlay,
                 };
                 let (tier, writes, bad) = RootTier::new(config, &records, now, &mut self.rng);
                 self.root.disk.write(t, writes);
