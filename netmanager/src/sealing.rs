@@ -226,7 +226,7 @@ impl Guard {
         // It is readable from then on.
         let readable = match watched {
             Ok(watched) => watched.readable().await.map(drop),
-            Err(error) => Err(error),
+            Err(error) => Err(io::Error::from(error)),
         };
         if let Err(error) = readable {
             tracing::error!(%error, "the tunnel's worker is not watched");
