@@ -127,7 +127,9 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether members and organizations may be called so: lower-case letters, digits, `-` and `.`, at most 63, a letter or digit at
+/// both ends.
+pub fn is_name(name: &str) -> bool {
     let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = name.as_bytes();
     bytes.len() <= 63

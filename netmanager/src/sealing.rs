@@ -7,10 +7,8 @@ use crate::datapath::sealed::LINK;
 use crate::overlay::{self, Own};
 use crate::tier::Told;
 use anyhow::Context as _;
-use nix::errno::Errno;
-use nix::sys::signal::kill;
+use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::Pid;
 use roble_core::overlay::row::{NodeRow, Row};
 use roble_core::overlay::tunnel::{PublicKey, TunnelEnd};
 use roble_core::time::Timestamp;
@@ -21,10 +19,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// File of the keys, in the state folder.
 const KEYS: &str = "tunnel-keys.json";
@@ -32,9 +33,6 @@ const KEYS: &str = "tunnel-keys.json";
 const MAX_KEYS_BYTES: u64 = 4 << 10;
 /// Between packets that keep a way through a NAT open, seconds: shorter than the usual 30.
 const KEEPALIVE: u16 = 25;
-
-/// How often it is looked whether the worker lives.
-const LOOK: Duration = Duration::from_millis(400);
 
 /// How the tunnel is set up on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,20 +195,42 @@ pub async fn stop_worker(socket: &Path) {
     }
 }
 
-/// Notices the end of a worker, be it a child of this process or of one before it.
+/// Notices the end of a worker, be it a child of this process or of one before it: then it may be a zombie for long, which has
+/// an id but is no more.
 #[derive(Debug)]
-pub struct Guard(Pid);
+pub struct Guard(OwnedFd);
 
 impl Guard {
     fn of(socket: &Path) -> io::Result<Self> {
         let worker = getsockopt(&UnixStream::connect(socket)?, PeerCredentials)?;
-        Ok(Self(Pid::from_raw(worker.pid())))
+        Self::of_process(worker.pid())
     }
 
-    /// Returns soon after the worker has ended.
+    // There is no call for it in nix.
+    #[allow(unsafe_code)]
+    fn of_process(process: i32) -> io::Result<Self> {
+        // SAFETY: it takes no pointers.
+        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
+        match i32::try_from(number) {
+            // SAFETY: the kernel has just given it, and nobody else has it.
+            Ok(number) if number >= 0 => Ok(Self(unsafe { OwnedFd::from_raw_fd(number) })),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Returns when the worker has ended.
+    #[allow(unsafe_code)]
     pub async fn ended(&self) {
-        while kill(self.0, None) != Err(Errno::ESRCH) {
-            tokio::time::sleep(LOOK).await;
+        // SAFETY: `self` keeps it open for as long as it is watched.
+        let watched = unsafe { AsyncFd::register_with_interest(self.0.as_fd(), Interest::READABLE) };
+        // It is readable from then on.
+        let readable = match watched {
+            Ok(watched) => watched.readable().await.map(drop),
+            Err(error) => Err(io::Error::from(error)),
+        };
+        if let Err(error) = readable {
+            tracing::error!(%error, "the tunnel's worker is not watched");
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -280,6 +300,18 @@ mod tests {
 
     const fn node(number: u8) -> NodeId {
         NodeId(RawId::from_bytes([number; 12]))
+    }
+
+    #[tokio::test]
+    async fn a_worker_has_ended_before_it_is_buried() {
+        let mut worker = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let guard = Guard::of_process(worker.id().try_into().unwrap()).unwrap();
+        let mut ended = std::pin::pin!(guard.ended());
+        assert!(futures_util::poll!(&mut ended).is_pending(), "it lives");
+        worker.kill().unwrap();
+        // Nobody has waited for it: it is a zombie.
+        tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+        worker.wait().unwrap();
     }
 
     fn home() -> Home {

@@ -91,6 +91,61 @@ fn turns_are_exact_for_each_caller() {
     assert_eq!(number(&next(&site)), (number(&first) + 2) % 9);
 }
 
+#[test]
+fn three_thousand_connections_of_callers_in_no_order_are_shared_exactly() {
+    const CONNECTIONS: usize = 3_000;
+    let mut site = Site::new(1);
+    for name in ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8"] {
+        site.add(name, 0, Some(1));
+    }
+    for name in ["x", "y", "z"] {
+        site.add(name, 0, Some(1));
+    }
+    site.serve_all();
+    let services = [(1, 1), (2, 2), (3, 9)];
+    for (service, backends) in services {
+        site.service(service, 1, &(0..backends).collect::<Vec<_>>());
+    }
+    site.apply();
+    for (service, backends) in services {
+        // The same in each run, and without a pattern that turns could follow: a generator after Lehmer.
+        let mut state = 1_u64;
+        let mut next = |below: usize| {
+            state = state * 48_271 % 0x7fff_ffff;
+            state as usize % below
+        };
+        let mut heard: BTreeMap<(&str, IpAddr), Vec<String>> = BTreeMap::new();
+        for _ in 0..CONNECTIONS {
+            // A backend is a caller too, and one calls far more often than the others.
+            let caller = ["x", "x", "x", "y", "z", "b0"][next(6)];
+            let address = [site.v4(service), site.v6(service)][next(2)];
+            let (name, _) = tcp(&site, caller, address).unwrap();
+            heard.entry((caller, address)).or_default().push(name);
+        }
+        assert_eq!(heard.len(), 8);
+        for ((caller, address), names) in &heard {
+            let rounds: Vec<_> = names.chunks(backends).collect();
+            let order = rounds[0];
+            assert_eq!(
+                order.iter().collect::<BTreeSet<_>>().len(),
+                backends,
+                "{caller} {address}: {order:?}"
+            );
+            // Round after round in the same order: nobody else's calls are seen.
+            for round in &rounds {
+                assert_eq!(*round, &order[..round.len()], "{caller} {address}");
+            }
+        }
+        let mut shares: BTreeMap<&String, usize> = BTreeMap::new();
+        for name in heard.values().flatten() {
+            *shares.entry(name).or_default() += 1;
+        }
+        println!("{backends} backends, {CONNECTIONS} connections: {shares:?}");
+        let (least, most) = (shares.values().min().unwrap(), shares.values().max().unwrap());
+        assert!(most - least <= heard.len(), "{shares:?}");
+    }
+}
+
 /// A connection to a service that stays open; which backend it reached.
 struct Talk(BufReader<TcpStream>);
 

@@ -75,7 +75,8 @@ static SETTINGS: &[Setting] = &[
 /// Configuration of the daemon: names, settings, flags.
 pub static SPEC: Spec = Spec {
     daemon: "roble-root",
-    about: "The root orchestrator. `roble-root credential` makes a new admin credential on a running root.",
+    about: "The root orchestrator. `roble-root credential` makes a new admin credential on a running root, \
+            `roble-root organization NAME` one for the owner of another organization.",
     version: env!("CARGO_PKG_VERSION"),
     prefix: "ROBLE_ROOT_",
     default_file: Some("/etc/roble/root.toml"),

@@ -372,7 +372,7 @@ async fn invite(
     pin: &str,
 ) -> Result<Invitation, StartError> {
     let out = tier.on(
-        Event::Call(0, Caller::Local, Call::NewCredential),
+        Event::Call(0, Caller::Local, Call::NewCredential { organization: None }),
         shell::now(clock),
         rng,
     );

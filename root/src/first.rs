@@ -28,7 +28,7 @@ impl fmt::Debug for Invitation {
 impl fmt::Display for Invitation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { url, credential, pin } = self;
-        writeln!(formatter, "One-time admin credential: {credential}")?;
+        writeln!(formatter, "One-time credential: {credential}")?;
         writeln!(formatter, "Log in with:")?;
         writeln!(formatter, "  roble login {url} --credential {credential} --pin {pin}")
     }

@@ -47,8 +47,19 @@ pub fn router(inviter: Inviter, health: Health, metrics: Metrics) -> Router {
         .merge(health::router(health, metrics))
 }
 
-async fn credential(State(inviter): State<Arc<Inviter>>) -> Response {
-    let answer = match inviter.handle.call(Caller::Local, Call::NewCredential).await {
+/// For whom a credential is asked.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct For {
+    /// Its organization, which is made if there is none of the name; the admin's if not given.
+    organization: Option<String>,
+}
+
+async fn credential(State(inviter): State<Arc<Inviter>>, whose: Option<axum::Json<For>>) -> Response {
+    let organization = whose.and_then(|whose| whose.0.organization);
+    let is_of_admin = organization.is_none();
+    let call = Call::NewCredential { organization };
+    let answer = match inviter.handle.call(Caller::Local, call).await {
         Ok(answer) => answer,
         Err(refusal) => {
             let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -60,7 +71,7 @@ async fn credential(State(inviter): State<Arc<Inviter>>) -> Response {
         credential: answer["credential"].as_str().unwrap_or_default().to_owned(),
         pin: inviter.pin.clone(),
     };
-    if let Err(error) = inviter.file.write(&invitation.credential) {
+    if is_of_admin && let Err(error) = inviter.file.write(&invitation.credential) {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "credential not kept in its file"
@@ -69,11 +80,12 @@ async fn credential(State(inviter): State<Arc<Inviter>>) -> Response {
     axum::Json(invitation).into_response()
 }
 
-/// Asks the running root for a new credential.
+/// Asks the running root for a new credential: of the admin, or of the owner of an organization, which is made if there is
+/// none of this name.
 ///
 /// # Errors
 /// If no root runs with this state folder, or it refuses.
-pub fn new_credential(state_dir: &Path) -> anyhow::Result<Invitation> {
+pub fn new_credential(state_dir: &Path, organization: Option<&str>) -> anyhow::Result<Invitation> {
     let path = socket(state_dir);
     let mut stream = UnixStream::connect(&path).with_context(|| {
         format!(
@@ -82,8 +94,15 @@ pub fn new_credential(state_dir: &Path) -> anyhow::Result<Invitation> {
         )
     })?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream
-        .write_all(b"POST /v1/credential HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")?;
+    let body = serde_json::to_string(&For {
+        organization: organization.map(str::to_owned),
+    })?;
+    write!(
+        stream,
+        "POST /v1/credential HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
     let mut answer = String::new();
     stream
         .take(MAX_ANSWER)

@@ -15,7 +15,11 @@ use std::sync::Arc;
 fn main() -> ExitCode {
     roble_daemon::install_crypto_provider();
     let done = match std::env::args().nth(1).as_deref() {
-        Some("credential") => credential(),
+        Some("credential") => credential(None),
+        Some("organization") => match std::env::args().nth(2).filter(|name| !name.starts_with('-')) {
+            Some(name) => credential(Some(&name)),
+            None => Err(anyhow::anyhow!("usage: roble-root organization NAME [--state-dir DIR]")),
+        },
         _ => run(&config::from_process(&SPEC)),
     };
     match done {
@@ -62,11 +66,13 @@ async fn serve(settings: Settings, shutdown: &Shutdown) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `roble-root credential`, with the settings of the daemon: asks the running root, prints what it answers.
-fn credential() -> anyhow::Result<()> {
-    match config::parse(&SPEC, &Inputs::of_command())? {
+/// `roble-root credential` and `roble-root organization NAME`, with the settings of the daemon: asks the running root, prints
+/// what it answers.
+fn credential(organization: Option<&str>) -> anyhow::Result<()> {
+    let words = 1 + usize::from(organization.is_some());
+    match config::parse(&SPEC, &Inputs::of_command(words))? {
         Outcome::Print(text) => print(&text),
-        Outcome::Run(config) => print(&local::new_credential(config.path("state_dir"))?.to_string()),
+        Outcome::Run(config) => print(&local::new_credential(config.path("state_dir"), organization)?.to_string()),
     }
 }
 

@@ -64,7 +64,10 @@ pub enum Call {
     /// Who calls.
     WhoAmI,
     /// Make a new one-time credential. Local only. Answers `{"credential": ...}`.
-    NewCredential,
+    NewCredential {
+        /// Of this organization, which is made if there is none of the name; `None`: of the admin.
+        organization: Option<String>,
+    },
     /// Apply a descriptor.
     Apply {
         /// JSON or YAML.

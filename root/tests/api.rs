@@ -189,7 +189,7 @@ async fn the_local_socket_makes_credentials_and_a_restart_keeps_everything() {
     let folder = tempfile::tempdir().unwrap();
     let root = start(folder.path()).await;
     let (pin, state) = (root.pin.clone(), folder.path().to_owned());
-    let newer = tokio::task::spawn_blocking(move || local::new_credential(&state))
+    let newer = tokio::task::spawn_blocking(move || local::new_credential(&state, None))
         .await
         .unwrap()
         .unwrap();
@@ -216,6 +216,63 @@ async fn the_local_socket_makes_credentials_and_a_restart_keeps_everything() {
     assert_eq!((status, &services[0]["path"]), (200, &"hello/web".into()));
     let second = try_start(settings(folder.path())).await.err().unwrap().to_string();
     assert!(second.contains("in use by process"), "{second}");
+    root.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_has_an_owner_who_is_no_admin() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut root = start(folder.path()).await;
+    let first = root.invitation.clone().unwrap();
+    let invited = async |name: &'static str| {
+        let state = folder.path().to_owned();
+        let asked = tokio::task::spawn_blocking(move || local::new_credential(&state, Some(name)));
+        asked.await.unwrap()
+    };
+    assert!(invited("not a name").await.is_err());
+    let owner = invited("acme").await.unwrap();
+    assert_ne!(owner.credential, first.credential);
+    root.invitation = Some(owner);
+    let owner = root.admin().await;
+    // The admin's credential and its file are what they were.
+    assert!(
+        std::fs::read_to_string(folder.path().join("credential"))
+            .unwrap()
+            .contains(&first.credential)
+    );
+    root.invitation = Some(first);
+    let admin = root.admin().await;
+    let (_, me) = owner.get("/v1/whoami").await;
+    assert_eq!(
+        (&me["user"]["organization_name"], &me["user"]["is_admin"]),
+        (&"acme".into(), &false.into()),
+        "{me}"
+    );
+
+    // Both have the same names, and see their own.
+    for user in [&admin, &owner] {
+        assert_eq!(user.call(Method::POST, "/v1/apply", HELLO).await.0, 200);
+    }
+    let (of_admin, of_owner) = (admin.get("/v1/services").await.1, owner.get("/v1/services").await.1);
+    assert_eq!(
+        (of_admin.as_array().unwrap().len(), of_owner.as_array().unwrap().len()),
+        (1, 1)
+    );
+    assert_eq!(of_admin[0]["path"], of_owner[0]["path"]);
+    assert_ne!(
+        (&of_admin[0]["id"], &of_admin[0]["addresses"]),
+        (&of_owner[0]["id"], &of_owner[0]["addresses"])
+    );
+    let foreign = format!("/v1/services/{}", of_admin[0]["id"].as_str().unwrap());
+    assert_eq!(owner.get(&foreign).await.0, 404);
+    for path in ["/v1/clusters", "/v1/nodes", "/v1/tokens", "/v1/audit"] {
+        assert_eq!((admin.get(path).await.0, owner.get(path).await.0), (200, 403), "{path}");
+    }
+
+    // The same name is the same organization.
+    root.invitation = Some(invited("acme").await.unwrap());
+    let again = root.admin().await;
+    assert_eq!(again.get("/v1/services").await.1, of_owner);
     root.stop().await;
 }
 

@@ -54,10 +54,10 @@ impl Inputs {
         }
     }
 
-    /// Those of this process, without the word that chose a command: `roble-root credential --state-dir DIR`.
-    pub fn of_command() -> Self {
+    /// Those of this process, without the `words` that chose a command: `roble-root credential --state-dir DIR` has one.
+    pub fn of_command(words: usize) -> Self {
         let mut inputs = Self::of_process();
-        inputs.args.drain(..inputs.args.len().min(1));
+        inputs.args.drain(..inputs.args.len().min(words));
         inputs
     }
 

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 /// For people.
 pub const USAGE: &str = "\
-usage: hello [--exit CODE] [--crash-after MS] [--callback HOST:PORT] [--call HOST:PORT] [--memory MIB]
+usage: hello [--exit CODE] [--crash-after MS] [--callback HOST:PORT] [--call HOST:PORT] [--echo PORT]
+             [--memory MIB]
   --exit CODE           say hello, then exit with this code (0 to 255)
   --crash-after MS      serve, then end badly after so many milliseconds
   --callback HOST:PORT  connect there once at start
   --call HOST:PORT      ask there who answers, every second, and say it
+  --echo PORT           say back what comes there, by TCP and UDP, the greeting before it
   --memory MIB          take and touch so much memory
 environment: GREETING (hello), PORT (8080), ROBLE_INSTANCE";
 
@@ -23,6 +25,8 @@ pub struct Flags {
     pub callback: Option<String>,
     /// Ask there every second.
     pub call: Option<String>,
+    /// Streams and datagrams that come there go back.
+    pub echo: Option<u16>,
     /// MiB to touch.
     pub memory_mib: usize,
 }
@@ -48,6 +52,7 @@ impl Flags {
                 "--crash-after" => flags.crash_after = Some(Duration::from_millis(value.parse().map_err(|_| bad())?)),
                 "--callback" => flags.callback = Some(value),
                 "--call" => flags.call = Some(value),
+                "--echo" => flags.echo = Some(value.parse().map_err(|_| bad())?),
                 "--memory" => {
                     flags.memory_mib = value.parse().ok().filter(|mib| *mib <= 1 << 20).ok_or_else(bad)?;
                 }

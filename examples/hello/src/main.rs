@@ -6,10 +6,13 @@
 //! | GET `/healthz` | `ok` |
 //! | POST, PUT `/echo` | the body; GET `/echo?text` the text |
 //!
+//! With `--echo PORT` streams and datagrams come back there too, see [`echo`].
+//!
 //! Standard library and signals only, so that the image is this one static file. It may be process 1.
 //! Bounds: [`WORKERS`] connections are served at a time, as many more wait in the accept queue; a request has
 //! [`IO_TIMEOUT`] to arrive, heads [`MAX_HEAD`] and bodies [`MAX_BODY`] bytes.
 
+mod echo;
 mod flags;
 mod http;
 
@@ -78,6 +81,12 @@ fn main() -> ExitCode {
     }
     if let Some(address) = flags.call {
         thread::spawn(move || call(&address));
+    }
+    if let Some(port) = flags.echo {
+        if let Err(error) = echo::start(port, &hello.greeting_line()) {
+            eprintln!("hello: echo at port {port}: {error}");
+            return ExitCode::FAILURE;
+        }
     }
     match listen() {
         Ok(listener) => serve(listener, &hello, signals),

@@ -12,8 +12,10 @@ use std::time::Instant;
 pub(super) async fn login(State(api): Api, From(address): From, Body(login): Body<Login>) -> Reply {
     throttle(&api, address)?;
     let session = api.handle.call(Caller::Anonymous, Call::Login(login)).await?;
-    // There is one credential at a time, and it is used up now.
-    api.credential.remove();
+    // The admin has one credential at a time, and it is used up now.
+    if session["user"]["is_admin"] == true {
+        api.credential.remove();
+    }
     Ok(Json(session))
 }
 

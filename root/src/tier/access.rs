@@ -1,9 +1,9 @@
 //! Who may call what: sessions, one-time credentials, and the dispatch of calls after the check.
 
-use super::model::{self, Credential, Session, User};
+use super::model::{self, Credential, Organization, Session, User};
 use super::{Act, Answer, AuditIds, Call, Caller, Refusal, RootTier};
 use rand::RngCore;
-use roble_core::ids::{EventId, OrganizationId};
+use roble_core::ids::{EventId, OrganizationId, UserId};
 use roble_core::registry::sha256_hex;
 use roble_core::tier::{Output, Write};
 use roble_core::time::{Now, Timestamp};
@@ -26,8 +26,10 @@ impl RootTier {
             (_, Call::Join { request, key_sha256 }) => Some(self.join(&request, &key_sha256, now, rng, out)),
             (Caller::Cluster(key), Call::Renew) => Some(self.renew(key)),
             (_, Call::MemberState(key)) => Some(self.member_state(&key)),
-            (Caller::Local, Call::NewCredential) => Some(self.new_credential(now, rng, out)),
-            (_, Call::NewCredential | Call::Renew) => Some(Err(forbidden())),
+            (Caller::Local, Call::NewCredential { organization }) => {
+                Some(self.new_credential(organization.as_deref(), now, rng, out))
+            }
+            (_, Call::NewCredential { .. } | Call::Renew) => Some(Err(forbidden())),
             (_, call) => match self.user(caller, now) {
                 Ok(user) => self.call_of(number, &user, call, now, rng, out),
                 Err(refusal) => Some(Err(refusal)),
@@ -74,7 +76,7 @@ impl RootTier {
             Call::Tokens => self.tokens(number, now),
             Call::DeleteToken(id) => self.delete_token(number, &id, now, out),
             Call::Audit { before, limit } => Some(self.list_audit(own, before, limit)),
-            Call::Login(_) | Call::NewCredential | Call::Join { .. } | Call::Renew | Call::MemberState(_) => {
+            Call::Login(_) | Call::NewCredential { .. } | Call::Join { .. } | Call::Renew | Call::MemberState(_) => {
                 Some(Err(forbidden()))
             }
         };
@@ -166,24 +168,84 @@ impl RootTier {
         })
     }
 
-    fn new_credential(&mut self, now: Now, rng: &mut dyn RngCore, out: &mut Output<Act>) -> Answer {
+    fn new_credential(
+        &mut self,
+        organization: Option<&str>,
+        now: Now,
+        rng: &mut dyn RngCore,
+        out: &mut Output<Act>,
+    ) -> Answer {
         let admin = self.users.values().find(|user| user.is_admin).cloned();
         let admin = admin.ok_or_else(|| Refusal::new("no-admin", "there is no admin user in the store"))?;
+        let user = match organization {
+            Some(name) => self.ensure_owner(name, &admin, now, rng, out)?,
+            None => admin.clone(),
+        };
         let secret = secret(rng);
         let credential = Credential {
             sha256: sha256_hex(secret.as_bytes()),
-            user: admin.id,
+            user: user.id,
             created_at: now.wall,
         };
-        // Only the newest one is valid.
-        for old in std::mem::take(&mut self.credentials).into_keys() {
-            out.writes.push(Write::delete("credential", old));
-        }
+        // Only the newest one of a user is valid.
+        self.credentials.retain(|old, credential| {
+            let is_other = credential.user != user.id;
+            if !is_other {
+                out.writes.push(Write::delete("credential", old));
+            }
+            is_other
+        });
         out.writes
             .push(model::put("credential", &credential.sha256, None, &credential));
-        self.audit(&admin, "new-credential", "admin", now, rng, out);
+        self.audit(&admin, "new-credential", organization.unwrap_or("admin"), now, rng, out);
         self.credentials.insert(credential.sha256.clone(), credential);
         Ok(serde_json::json!({ "credential": secret }))
+    }
+
+    /// The user who owns what the organization of this name has; both are made if there are none.
+    fn ensure_owner(
+        &mut self,
+        name: &str,
+        admin: &User,
+        now: Now,
+        rng: &mut dyn RngCore,
+        out: &mut Output<Act>,
+    ) -> Result<User, Refusal> {
+        if !roble_core::registry::is_name(name) {
+            let message = format!("`{name}` is no name: lower-case letters, digits, `-` and `.`, at most 63");
+            return Err(Refusal::new("name-invalid", message));
+        }
+        let known = self.organizations.values().find(|one| one.name == name);
+        let organization = match known {
+            Some(known) => known.id,
+            None => {
+                let made = Organization {
+                    id: OrganizationId::generate(now.wall, rng),
+                    name: name.to_owned(),
+                };
+                out.writes.push(model::put("organization", &made.id, None, &made));
+                self.audit(admin, "new-organization", name, now, rng, out);
+                // Rules of others may name it.
+                self.overlay.is_renamed = true;
+                let id = made.id;
+                self.organizations.insert(id, made);
+                id
+            }
+        };
+        // That of the admin has its own.
+        if let Some(user) = self.users.values().find(|user| user.organization == organization) {
+            return Ok(user.clone());
+        }
+        let user = User {
+            id: UserId::generate(now.wall, rng),
+            name: "owner".to_owned(),
+            organization,
+            is_admin: false,
+            has_logged_in: false,
+        };
+        out.writes.push(model::put("user", &user.id, None, &user));
+        self.users.insert(user.id, user.clone());
+        Ok(user)
     }
 
     fn list_events(&self, user: &User, after: Option<EventId>, about: Option<&str>) -> Answer {

@@ -1,8 +1,17 @@
-"""Inside an instance's network: `serve`, or `call NAME ENDPOINT4 ENDPOINT6 SERVICE4 SERVICE6`, which prints a line per cell.
+"""Inside an instance's network.
 
-A cell is protocol, family and kind of address; its line ends with how many of its calls were answered.
+- `serve`: answers what the others ask.
+- `call NAME ENDPOINT4 ENDPOINT6 SERVICE4 SERVICE6` prints a line per cell: protocol, family and kind of address; at its end how many
+  of its calls were answered.
+- `reach ADDRESS...` prints a line per protocol and address: `1` at its end if it was answered, else `0`.
+- `resolve NAME...` prints a line per name: its IPv4 and IPv6 address, `-` without one.
+- `scan ADDRESS...` prints a line per address: the TCP ports that take a connection.
 """
 
+import concurrent.futures
+import errno
+import resource
+import select
 import socket
 import struct
 import subprocess
@@ -97,7 +106,62 @@ def call(name, *addresses):
             print(f"{protocol} IPv{family} {kind} {answered}", flush=True)
 
 
-if sys.argv[1] == "serve":
-    serve()
-else:
-    call(*sys.argv[2:])
+def reach(*addresses):
+    def one(probe, address):
+        try:
+            return probe(address)
+        except OSError:
+            return False
+
+    cells = [(name, probe, address) for name, probe in [("TCP", tcp), ("UDP", udp), ("ICMP", icmp)] for address in addresses]
+    with concurrent.futures.ThreadPoolExecutor(len(cells)) as pool:
+        for (name, _, address), answered in zip(cells, pool.map(lambda cell: one(*cell[1:]), cells)):
+            print(name, address, int(answered), flush=True)
+
+
+def resolve_all(*names):
+    for name in names:
+        found = []
+        for kind in (1, 28):
+            try:
+                found.append(resolve(name, kind))
+            except OSError:
+                found.append("-")
+        print(name, *found, flush=True)
+
+
+def open_ports(address, at_once):
+    """So many at a time, half a second each."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    taken = []
+    for first in range(1, 65536, at_once):
+        poll, asked = select.epoll(), {}
+        for port in range(first, min(first + at_once, 65536)):
+            one = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            if one.connect_ex((address, port)) in (0, errno.EINPROGRESS):
+                poll.register(one, select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP)
+            asked[one.fileno()] = (one, port)
+        until = time.monotonic() + 0.5
+        while (wait := until - time.monotonic()) > 0:
+            for number, _ in poll.poll(wait):
+                one, port = asked[number]
+                poll.unregister(number)
+                if one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                    taken.append(port)
+        for one, _ in asked.values():
+            one.close()
+        poll.close()
+    return sorted(taken)
+
+
+def scan(*addresses):
+    most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    at_once = min(4000, most // len(addresses) - 20)
+    with concurrent.futures.ThreadPoolExecutor(len(addresses)) as pool:
+        for address, taken in zip(addresses, pool.map(lambda one: open_ports(one, at_once), addresses)):
+            print(address, *taken, flush=True)
+
+
+modes = {"serve": serve, "call": call, "reach": reach, "resolve": resolve_all, "scan": scan}
+modes[sys.argv[1]](*sys.argv[2:])

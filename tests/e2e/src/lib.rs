@@ -144,6 +144,28 @@ impl Tree {
         done(command.output().expect("roble starts"))
     }
 
+    /// Makes an organization, unless there is one of this name, and logs its owner in.
+    pub fn organization(&self, name: &str) {
+        let done = command(
+            &self.bin.join("roble-root").to_string_lossy(),
+            &["organization", name, "--state-dir", &self.path("root")],
+        );
+        let login = done.out.lines().find_map(|line| line.trim().strip_prefix("roble "));
+        let words: Vec<&str> = login.unwrap_or_else(|| panic!("{}", done.err)).split(' ').collect();
+        let logged_in = self.roble_of(name, &words);
+        assert!(logged_in.ok, "{}", logged_in.err);
+    }
+
+    /// Runs `roble` as the owner of an organization.
+    pub fn roble_of(&self, organization: &str, args: &[&str]) -> Done {
+        let mut command = Command::new(self.bin.join("roble"));
+        command
+            .args(args)
+            .env("ROBLE_CONFIG", self.path(&format!("{organization}.json")))
+            .stdin(Stdio::null());
+        done(command.output().expect("roble starts"))
+    }
+
     /// The failpoints of the tree's daemons.
     pub fn points(&self) -> &Points {
         self.points.as_ref().expect("the tree was started with failpoints")
