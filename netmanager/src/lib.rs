@@ -16,6 +16,7 @@
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
 //! | [`diagnosis`] | what on the node gets into the overlay's way |
+//! | [`trace`] | this node's part of a traced way |
 //! | [`dns`] | names for containers, on the gateway addresses |
 //! | [`metrics`] | what is counted |
 //!
@@ -42,4 +43,5 @@ pub mod service;
 pub mod session;
 pub mod state;
 pub mod tier;
+pub mod trace;
 pub mod wants;

@@ -13,7 +13,7 @@ use roble_net::api;
 use roble_net::config::{NetConfig, SPEC};
 use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::dns::DnsMetrics;
-use roble_net::follow::Follow;
+use roble_net::follow::{Follow, Shown};
 use roble_net::metrics::NetMetrics;
 use roble_net::sealing;
 use roble_net::service::NetService;
@@ -67,18 +67,20 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let health = Health::new();
     let check = health.check("datapath");
     let (open, is_open) = watch::channel(false);
-    let (peers, known) = watch::channel(Vec::new());
+    let ((peers, known), (asked, wants)) = (watch::channel(Vec::new()), watch::channel(None));
     let ways = api::Ways {
         known,
         worker: config.worker_socket.clone(),
+        wants,
     };
+    let shown = Shown { peers, wants: asked };
     let router = api::router(service.clone(), counters.clone(), ways, is_open).merge(health::router(health, metrics));
     tracing::info!(
         node = config.node_name, socket = %config.socket.display(), version = SPEC.version, "serving"
     );
     let serving = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token());
     let serving = tokio::spawn(serving);
-    let follow = Follow::new(&config, service.clone(), names, counters, peers, shutdown.token())?;
+    let follow = Follow::new(&config, service.clone(), names, counters, shown, shutdown.token())?;
     let told = follow.start().await?;
     open.send_replace(true);
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));

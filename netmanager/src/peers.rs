@@ -39,6 +39,10 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
                 mtu: None,
                 rx_bytes: 0,
                 tx_bytes: 0,
+                rx_packets: 0,
+                tx_packets: 0,
+                probes: nearness.probes(row.node).0,
+                probes_lost: nearness.probes(row.node).1,
             },
             key,
         }
@@ -73,6 +77,7 @@ fn join(known: Known, status: Option<&DeviceStatus>, now: Duration) -> Peer {
     peer.handshake_age_s = age.map(|age| age.as_secs());
     peer.mtu = Some(found.mtu);
     (peer.rx_bytes, peer.tx_bytes) = (found.rx_bytes, found.tx_bytes);
+    (peer.rx_packets, peer.tx_packets) = (found.rx_packets, found.tx_packets);
     peer
 }
 
@@ -107,6 +112,10 @@ mod tests {
                 mtu: None,
                 rx_bytes: 0,
                 tx_bytes: 0,
+                rx_packets: 0,
+                tx_packets: 0,
+                probes: 0,
+                probes_lost: 0,
             },
             key: Some(PublicKey([1; 32])),
         }

@@ -1,12 +1,14 @@
 //! A datapath in memory: keeps what it was given, and can be told to miss namespaces, to fail, to have listeners.
 
-use super::{Datapath, DatapathConfig, DatapathError, EndpointFailure};
+use super::permits::Permits;
+use super::rules::{self, Found};
+use super::{Datapath, DatapathConfig, DatapathError, EndpointFailure, InForce};
 use async_trait::async_trait;
 use roble_core::ports::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is in the pretended kernel.
 #[derive(Debug, Default)]
@@ -67,6 +69,18 @@ impl Datapath for MemoryDatapath {
 
     async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)> {
         self.state().translated.clone()
+    }
+
+    async fn in_force(&self) -> Option<InForce> {
+        let state = self.state();
+        let config = state.config.as_ref()?;
+        let endpoints: Vec<_> = config.endpoints.iter().collect();
+        let permits = Permits::of(config, &endpoints);
+        Some(InForce {
+            rules: Arc::new(rules::render(config, &endpoints, &permits, &Found::default())),
+            is_whole: true,
+            links: Vec::new(),
+        })
     }
 
     async fn listener(&self, protocol: Protocol, port: u16) -> Option<String> {

@@ -88,6 +88,29 @@ impl Ruleset {
         self.chains.insert(name.into(), chain);
     }
 
+    /// The value of an element of a set or map; of a set's it is empty.
+    pub fn element(&self, name: &str, key: &str) -> Option<&str> {
+        Some(self.collections.get(name)?.elements.get(key)?)
+    }
+
+    /// All elements of a set or map.
+    pub fn elements(&self, name: &str) -> impl Iterator<Item = (&str, &str)> {
+        let elements = self
+            .collections
+            .get(name)
+            .into_iter()
+            .flat_map(|collection| &collection.elements);
+        elements.map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The rules of a chain; none if it is not there.
+    pub fn rules_of(&self, chain: &str) -> &[String] {
+        self.chains
+            .get(chain)
+            .map(|chain| chain.rules.as_slice())
+            .unwrap_or_default()
+    }
+
     /// Replaces whatever is there.
     pub fn text(&self) -> String {
         let mut text = format!("{}table {TABLE} {{\n", removal());
