@@ -4,6 +4,7 @@ use crate::diagnosis;
 use crate::metrics::NetMetrics;
 use crate::peers::{self, Known};
 use crate::service::{NetError, NetService};
+use crate::tier::Told;
 use crate::trace;
 use crate::wants::Wants;
 use axum::extract::rejection::JsonRejection;
@@ -28,6 +29,8 @@ pub struct Ways {
     pub worker: PathBuf,
     /// What is asked of the cluster at first use.
     pub wants: watch::Receiver<Option<Arc<Wants>>>,
+    /// What the cluster tells.
+    pub told: watch::Receiver<Arc<Told>>,
 }
 
 /// What the handlers need.
@@ -146,7 +149,8 @@ async fn detach(State(api): State<Api>, Path(container): Path<String>) -> Respon
 impl Api {
     async fn peers(&self) -> Vec<Peer> {
         let known = self.ways.known.borrow().clone();
-        peers::look(known, self.ways.worker.clone()).await
+        let status = peers::status(self.ways.worker.clone()).await;
+        peers::look(known, status.as_ref())
     }
 
     fn refuse(&self, error: &NetError) -> Response {

@@ -10,6 +10,7 @@ pub mod lan;
 pub mod link;
 pub mod memory;
 pub mod miss;
+pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
@@ -341,6 +342,15 @@ pub struct EndpointFailure {
     pub error: DatapathError,
 }
 
+/// What the kernel has counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Packets, by the names of the counters.
+    pub packets: BTreeMap<String, u64>,
+    /// Tracked flows: what they were sent to, where they went.
+    pub flows: BTreeMap<(IpAddr, IpAddr), u64>,
+}
+
 /// What is in the kernel now.
 #[derive(Debug, Clone)]
 pub struct InForce {
@@ -370,6 +380,10 @@ pub trait Datapath: Send + Sync {
 
     /// Flows that are tracked now and whose destination was translated: who began them, and what they were sent to.
     async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)>;
+
+    /// What is counted: new flows by the names of the counters, and tracked flows to service addresses by what they were sent to
+    /// and where they went. Empty where the kernel does not tell.
+    async fn counted(&self, plan: Plan) -> Counted;
 
     /// What is there, to be looked at; `None` before the first [`set`](Self::set), or if the kernel does not tell.
     async fn in_force(&self) -> Option<InForce>;

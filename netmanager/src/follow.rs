@@ -56,6 +56,8 @@ pub struct Shown {
     pub peers: watch::Sender<Vec<Known>>,
     /// What is asked of the cluster at first use, from the start on.
     pub wants: watch::Sender<Option<Arc<Wants>>>,
+    /// What the cluster tells.
+    pub told: watch::Sender<Arc<Told>>,
 }
 
 impl Follow {
@@ -180,6 +182,7 @@ impl Follow {
             // What containers have addresses of, be it told or not: a cluster that has forgotten whose it is hears it again.
             let said = self.service.block().or(wanted.block);
             own_rows.send_replace(self.says(member.as_ref(), said, own.tunnel, address));
+            self.shown.told.send_replace(told.clone());
             self.shown.peers.send_replace(peers::known(&told, own, &nearness));
             let sealed = self.seal(&told, own).await;
             let set = if set_last.as_ref() == Some(&wanted) {

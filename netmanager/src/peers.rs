@@ -50,15 +50,16 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
     known.collect()
 }
 
-/// The same with what the worker behind `socket` says now.
-pub async fn look(known: Vec<Known>, socket: PathBuf) -> Vec<Peer> {
+/// What the worker behind `socket` says now, if it is there.
+pub async fn status(socket: PathBuf) -> Option<DeviceStatus> {
     let asked = tokio::task::spawn_blocking(move || Client::new(socket).get());
-    let status = asked.await.ok().and_then(Result::ok);
+    asked.await.ok().and_then(Result::ok)
+}
+
+/// The same with what the tunnel's device says.
+pub fn look(known: Vec<Known>, status: Option<&DeviceStatus>) -> Vec<Peer> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    known
-        .into_iter()
-        .map(|known| join(known, status.as_ref(), now))
-        .collect()
+    known.into_iter().map(|known| join(known, status, now)).collect()
 }
 
 fn join(known: Known, status: Option<&DeviceStatus>, now: Duration) -> Peer {

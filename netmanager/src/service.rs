@@ -4,7 +4,7 @@
 //! end even if the caller goes away.
 
 use crate::datapath::{
-    Datapath, DatapathConfig, DatapathError, Egress, Endpoint, EndpointFailure, InForce, LinkName, Overlay,
+    Counted, Datapath, DatapathConfig, DatapathError, Egress, Endpoint, EndpointFailure, InForce, LinkName, Overlay,
 };
 use crate::dns::{self, Caller, Callers};
 use crate::metrics::NetMetrics;
@@ -299,6 +299,12 @@ impl NetService {
             tenant.is_some_and(|tenant| tenant.instance == instance)
         };
         state.attachments.values().find(is_meant).cloned()
+    }
+
+    /// See [`Datapath::counted`].
+    pub async fn counted(&self) -> Counted {
+        let plan = self.overlay().plan;
+        self.datapath.counted(plan).await
     }
 
     /// See [`Datapath::in_force`].

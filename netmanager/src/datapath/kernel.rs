@@ -14,8 +14,8 @@ use super::sealed::{self, Sealed};
 use super::sysctl::{self, Forwarding};
 use super::tunnel;
 use super::{
-    Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, InForce, LINK_PREFIX, LinkName, nft, rules,
-    sockets,
+    Counted, Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, InForce, LINK_PREFIX, LinkName, nft,
+    rules, sockets,
 };
 use async_trait::async_trait;
 use roble_core::overlay::plan::Plan;
@@ -265,6 +265,22 @@ impl Datapath for KernelDatapath {
                 BTreeSet::new()
             }
         }
+    }
+
+    async fn counted(&self, plan: Plan) -> Counted {
+        let asked = tokio::task::spawn_blocking(move || {
+            let counted = || {
+                Ok::<_, std::io::Error>(Counted {
+                    packets: nft::counters()?,
+                    flows: conntrack::tally(|to| plan.is_service(to))?,
+                })
+            };
+            counted().unwrap_or_else(|error| {
+                tracing::warn!(%error, "the kernel does not tell what it has counted");
+                Counted::default()
+            })
+        });
+        asked.await.unwrap_or_default()
     }
 
     async fn in_force(&self) -> Option<InForce> {

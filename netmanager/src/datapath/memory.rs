@@ -2,8 +2,9 @@
 
 use super::permits::Permits;
 use super::rules::{self, Found};
-use super::{Datapath, DatapathConfig, DatapathError, EndpointFailure, InForce};
+use super::{Counted, Datapath, DatapathConfig, DatapathError, EndpointFailure, InForce};
 use async_trait::async_trait;
+use roble_core::overlay::plan::Plan;
 use roble_core::ports::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,6 +24,8 @@ pub struct MemoryState {
     pub fails: bool,
     /// Flows to what was translated: who began them, what they were sent to.
     pub translated: BTreeSet<(IpAddr, IpAddr)>,
+    /// What was counted.
+    pub counted: Counted,
     /// Ports in use by programs of the node.
     pub listeners: BTreeMap<(Protocol, u16), String>,
 }
@@ -69,6 +72,10 @@ impl Datapath for MemoryDatapath {
 
     async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)> {
         self.state().translated.clone()
+    }
+
+    async fn counted(&self, _: Plan) -> Counted {
+        self.state().counted.clone()
     }
 
     async fn in_force(&self) -> Option<InForce> {
