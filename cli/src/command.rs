@@ -14,6 +14,7 @@ pub mod network;
 pub mod node;
 pub mod scale;
 pub mod token;
+pub mod trace;
 pub mod wait;
 
 use crate::api::https::Https;

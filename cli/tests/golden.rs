@@ -100,6 +100,7 @@ fn answer(method: &str, path: &str) -> (u16, Value) {
         ("GET", "/v1/instances/shop%2Fweb.1") => pending(),
         ("GET", "/v1/instances/shop%2Fweb.0/logs") => Value::String("first line\nlast line\n".into()),
         ("GET", "/v1/explain/shop%2Fweb.1") => explained(),
+        ("GET", "/v1/trace/shop%2Fweb.0") => traced(query),
         ("GET", "/v1/clusters") => json!([cluster()]),
         ("GET", "/v1/clusters/north") => cluster(),
         ("POST", "/v1/clusters/north/cordon" | "/v1/clusters/north/approve") => cluster(),
@@ -188,6 +189,35 @@ fn event() -> Value {
 fn explained() -> Value {
     json!({"instance": pending(), "summary": "shop/web.1 is pending: no room", "root": null, "cluster": null,
         "cluster_missing": "cluster north is not connected now", "events": [event()], "warnings": []})
+}
+
+/// To the service, one of two instances is not reached; to `.0` alone all is well.
+fn traced(query: &str) -> Value {
+    let stop = |instance: &str, node: &str, address: &str| json!({"instance": instance, "phase": "running", "cluster": "north", "node": node, "addresses": [address]});
+    let peer = |way: &str, age: u64| {
+        json!({"tunnel": {"device": "rbl-wg", "by_kernel": way == "direct", "peer": {"node": ID, "cluster": ID,
+            "block": "10.18.1.0/26", "way": way, "endpoint": "198.51.100.1:50104", "rtt_ms": 12.25, "handshake_age_s": age,
+            "mtu": 1_420, "rx_bytes": 1, "tx_bytes": 2}}})
+    };
+    let relay = json!({"address": "198.51.100.1:50104", "cluster": "public"});
+    let reached = json!({"to": stop("mail/api.0", "pi-4", "10.18.1.2"), "taken": true, "leaves": {"rule": ["80/tcp"]},
+        "path": peer("relayed", 12), "relay": relay, "arrives": {"rule": ["80/tcp"]}, "verdict": "relayed", "reason": ""});
+    let silent = json!({"to": stop("mail/api.1", "pi-5", "10.18.2.2"), "taken": true, "leaves": {"rule": ["80/tcp"]},
+        "path": peer("none", 400), "relay": null, "arrives": null, "verdict": "no-path",
+        "reason": "node pi-5 does not answer, its last handshake was 400 s ago"});
+    let beside = json!({"to": stop("mail/api.2", "pi-3", "10.18.0.9"), "taken": false, "leaves": "refused",
+        "path": {"same-node": {"mtu": 1_420}}, "relay": null, "arrives": {"other-ports": ["80/tcp"]},
+        "verdict": "denied-at-caller", "reason": "node pi-3 drops it"});
+    let is_one = query.contains("api.0");
+    json!({"from": stop("shop/web.0", "pi-3", "10.18.0.2"), "to": if is_one { "mail/api.0" } else { "mail/api" },
+        "name": if is_one { "0.api.mail.roble" } else { "api.mail.roble" }, "policy": if is_one { "0" } else { "round-robin" },
+        "addresses": ["10.30.0.7"], "port": null, "turned": [{"address": "10.30.0.7", "to": ["10.18.1.2", "10.18.2.2"]}],
+        "rules": [{"path": "services.api.allow[0]", "ports": ["80/tcp"]}],
+        "verdict": if is_one { "relayed" } else { "no-path" },
+        "summary": if is_one { "shop/web.0 reaches mail/api.0: relayed" }
+            else { "1 of 2 instances that are taken are not reached; mail/api.1: node pi-5 does not answer" },
+        "ways": if is_one { json!([reached]) } else { json!([reached, silent, beside]) }, "more": if is_one { 0 } else { 3 },
+        "findings": [{"node": "pi-4", "code": "forward-drop", "message": "a chain drops", "hint": "let it pass"}]})
 }
 
 /// Runs a command line; everything that can be seen of it, as text.
@@ -287,6 +317,7 @@ in_all_formats! {
     explain: "explain shop/web.1";
     network_ls: "network ls";
     network_resolve: "network resolve web.shop.roble";
+    network_trace: "network trace shop/web.0 mail/api.0 --port 80";
     apply: "apply -f -";
     scale: "scale shop/web 2";
     delete_service: "delete service shop/web";
@@ -315,6 +346,13 @@ async fn other_verbs() {
             "network resolve 10.30.0.1",
             "network resolve fc00::a12:2",
             "network resolve nobody.shop",
+            "network trace shop/web.0 mail/api",
+            "network trace shop/web.0 closest.web.shop.roble",
+            "network trace shop/web.0 10.30.0.2 -o name",
+            "network trace shop/web.0 10.9.9.9",
+            "network trace shop/web mail/api",
+            "network trace shop/web.0 mail/api --port 0",
+            "network trace shop/web.1 mail/api",
         ],
     )
     .await;

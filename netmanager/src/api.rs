@@ -4,26 +4,33 @@ use crate::diagnosis;
 use crate::metrics::NetMetrics;
 use crate::peers::{self, Known};
 use crate::service::{NetError, NetService};
+use crate::tier::Told;
+use crate::trace;
+use crate::wants::Wants;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use roble_proto::local_net::{Attach, Attached, Finding, LocalError, Peer};
+use roble_proto::local_net::{Attach, Attached, Finding, LocalError, Peer, Question};
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 
 /// What is known of the ways to other nodes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Ways {
     /// Those that this node talks to.
     pub known: watch::Receiver<Vec<Known>>,
     /// Control socket of the tunnel's worker.
     pub worker: PathBuf,
+    /// What is asked of the cluster at first use.
+    pub wants: watch::Receiver<Option<Arc<Wants>>>,
+    /// What the cluster tells.
+    pub told: watch::Receiver<Arc<Told>>,
 }
 
 /// What the handlers need.
@@ -45,6 +52,7 @@ pub fn router(service: Arc<NetService>, metrics: NetMetrics, ways: Ways, is_open
         .route("/v1/attachments", get(list))
         .route("/v1/peers", get(list_peers))
         .route("/v1/findings", get(list_findings))
+        .route("/v1/trace", post(trace_way))
         .route("/v1/attachments/{container}", put(attach).delete(detach))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "invalid", "no such path".into()) })
         .method_not_allowed_fallback(|| async {
@@ -70,6 +78,23 @@ async fn list_findings(State(api): State<Api>) -> Json<Vec<Finding>> {
     let mut findings = diagnosis::look(&api.service.overlay().plan).await;
     findings.extend(peers::findings(&api.peers().await));
     Json(findings)
+}
+
+async fn trace_way(State(api): State<Api>, question: Result<Json<Question>, JsonRejection>) -> Response {
+    let question = match question {
+        Ok(Json(question)) => question,
+        Err(rejection) => return failure(StatusCode::BAD_REQUEST, "invalid", rejection.body_text()),
+    };
+    let wants = api.ways.wants.borrow().clone();
+    let peers = api.peers().await;
+    match trace::answer(&api.service, wants.as_deref(), peers, question).await {
+        Some(answer) => Json(answer).into_response(),
+        None => failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no-block",
+            "this node has nothing in its kernel yet: its cluster has not given it a block of addresses".into(),
+        ),
+    }
 }
 
 async fn attach(
@@ -124,7 +149,8 @@ async fn detach(State(api): State<Api>, Path(container): Path<String>) -> Respon
 impl Api {
     async fn peers(&self) -> Vec<Peer> {
         let known = self.ways.known.borrow().clone();
-        peers::look(known, self.ways.worker.clone()).await
+        let status = peers::status(self.ways.worker.clone()).await;
+        peers::look(known, status.as_ref())
     }
 
     fn refuse(&self, error: &NetError) -> Response {

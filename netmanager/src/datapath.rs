@@ -10,6 +10,7 @@ pub mod lan;
 pub mod link;
 pub mod memory;
 pub mod miss;
+pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
@@ -20,6 +21,7 @@ pub mod sealed;
 pub mod sockets;
 pub mod sysctl;
 pub mod tunnel;
+pub mod walk;
 
 use async_trait::async_trait;
 use permits::Member;
@@ -34,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Beginning of the name of every link of ours; no other program may use it.
 pub const LINK_PREFIX: &str = "rbl-";
@@ -338,6 +341,26 @@ pub struct EndpointFailure {
     pub error: DatapathError,
 }
 
+/// What the kernel has counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Packets, by the names of the counters.
+    pub packets: BTreeMap<String, u64>,
+    /// Tracked flows: what they were sent to, where they went.
+    pub flows: BTreeMap<(IpAddr, IpAddr), u64>,
+}
+
+/// What is in the kernel now.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// The rules that were loaded.
+    pub rules: Arc<ruleset::Ruleset>,
+    /// The kernel has them as they were loaded: nobody else has changed them.
+    pub is_whole: bool,
+    /// All interfaces.
+    pub links: Vec<link::Link>,
+}
+
 /// Links, routes and rules of one node.
 #[async_trait]
 pub trait Datapath: Send + Sync {
@@ -356,6 +379,13 @@ pub trait Datapath: Send + Sync {
 
     /// Flows that are tracked now and whose destination was translated: who began them, and what they were sent to.
     async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)>;
+
+    /// What is counted: new flows by the names of the counters, and tracked flows to service addresses by what they were sent to
+    /// and where they went. Empty where the kernel does not tell.
+    async fn counted(&self, plan: Plan) -> Counted;
+
+    /// What is there, to be looked at; `None` before the first [`set`](Self::set), or if the kernel does not tell.
+    async fn in_force(&self) -> Option<InForce>;
 
     /// The program that listens on a port of the node itself, described for people; `None` if the port is free.
     async fn listener(&self, protocol: Protocol, port: u16) -> Option<String>;

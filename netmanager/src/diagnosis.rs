@@ -12,10 +12,25 @@ const FULL_PERCENT: u64 = 90;
 
 /// A network that the node has a route to: first and last address, prefix, device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Route {
+pub struct Route {
     first: IpAddr,
-    prefix: u8,
-    device: String,
+    /// How many bits of an address it looks at.
+    pub prefix: u8,
+    /// Where it leads.
+    pub device: String,
+}
+
+impl Route {
+    /// Whether packets to `address` may take it.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        let is_of_family = self.first.is_ipv4() == address.is_ipv4();
+        is_of_family && self.first <= address && address <= last_of(self.first, self.prefix)
+    }
+}
+
+/// IPv4 routes of this node.
+pub fn own_routes() -> Vec<Route> {
+    routes_v4(&std::fs::read_to_string("/proc/self/net/route").unwrap_or_default())
 }
 
 /// Everything that is found now. Takes some milliseconds.
@@ -92,7 +107,7 @@ fn last_of(first: IpAddr, prefix: u8) -> IpAddr {
 }
 
 /// /proc/net/route: device, destination, ..., mask in the eighth column, in hex, bytes in memory's order.
-fn routes_v4(text: &str) -> Vec<Route> {
+pub(crate) fn routes_v4(text: &str) -> Vec<Route> {
     let read = |line: &str| {
         let columns: Vec<&str> = line.split_whitespace().collect();
         let address = |at: usize| Some(u32::from_str_radix(columns.get(at)?, 16).ok()?.to_ne_bytes());

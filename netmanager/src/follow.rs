@@ -46,8 +46,18 @@ pub struct Follow {
     service: Arc<NetService>,
     metrics: DnsMetrics,
     counters: NetMetrics,
-    peers: watch::Sender<Vec<Known>>,
+    shown: Shown,
     stop: CancellationToken,
+}
+
+/// What the local API shows of it.
+pub struct Shown {
+    /// Other nodes.
+    pub peers: watch::Sender<Vec<Known>>,
+    /// What is asked of the cluster at first use, from the start on.
+    pub wants: watch::Sender<Option<Arc<Wants>>>,
+    /// What the cluster tells.
+    pub told: watch::Sender<Arc<Told>>,
 }
 
 impl Follow {
@@ -60,7 +70,7 @@ impl Follow {
         service: Arc<NetService>,
         metrics: DnsMetrics,
         counters: NetMetrics,
-        peers: watch::Sender<Vec<Known>>,
+        shown: Shown,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let now = Timestamp::from_millis(SystemClock.wall());
@@ -80,7 +90,7 @@ impl Follow {
             service,
             metrics,
             counters,
-            peers,
+            shown,
             stop,
         })
     }
@@ -99,6 +109,7 @@ impl Follow {
         // Whoever starts after a power cut has this and nothing else.
         let kept = told.borrow().clone();
         let wants = Arc::new(Wants::new(self.services_idle, &kept));
+        self.shown.wants.send_replace(Some(wants.clone()));
         let device = open_device();
         let holds = device.is_some();
         let own = self.own(known.as_ref(), address);
@@ -171,7 +182,8 @@ impl Follow {
             // What containers have addresses of, be it told or not: a cluster that has forgotten whose it is hears it again.
             let said = self.service.block().or(wanted.block);
             own_rows.send_replace(self.says(member.as_ref(), said, own.tunnel, address));
-            self.peers.send_replace(peers::known(&told, own, &nearness));
+            self.shown.told.send_replace(told.clone());
+            self.shown.peers.send_replace(peers::known(&told, own, &nearness));
             let sealed = self.seal(&told, own).await;
             let set = if set_last.as_ref() == Some(&wanted) {
                 Ok(())

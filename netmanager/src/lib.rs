@@ -16,8 +16,9 @@
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
 //! | [`diagnosis`] | what on the node gets into the overlay's way |
+//! | [`trace`] | this node's part of a traced way |
 //! | [`dns`] | names for containers, on the gateway addresses |
-//! | [`metrics`] | what is counted |
+//! | [`metrics`], [`traffic`] | what is counted: of the daemon itself; per other node and per service, read when asked for |
 //!
 //! Invariants:
 //! - What is attached is on disk before the kernel is touched; `kill -9` at any instant is repaired at the next start.
@@ -42,4 +43,6 @@ pub mod service;
 pub mod session;
 pub mod state;
 pub mod tier;
+pub mod trace;
+pub mod traffic;
 pub mod wants;

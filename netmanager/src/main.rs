@@ -1,6 +1,7 @@
 //! `roble-net`: see the library's documentation. Only wiring here.
 
 use anyhow::Context as _;
+use axum::middleware::from_fn_with_state;
 use roble_daemon::clock::SystemClock;
 use roble_daemon::files::FileLock;
 use roble_daemon::health::{self, Check, Health};
@@ -13,10 +14,11 @@ use roble_net::api;
 use roble_net::config::{NetConfig, SPEC};
 use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::dns::DnsMetrics;
-use roble_net::follow::Follow;
+use roble_net::follow::{Follow, Shown};
 use roble_net::metrics::NetMetrics;
 use roble_net::sealing;
 use roble_net::service::NetService;
+use roble_net::traffic::{self, Traffic};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -67,18 +69,29 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let health = Health::new();
     let check = health.check("datapath");
     let (open, is_open) = watch::channel(false);
-    let (peers, known) = watch::channel(Vec::new());
+    let ((peers, known), (asked, wants)) = (watch::channel(Vec::new()), watch::channel(None));
+    let (tell, told) = watch::channel(Arc::default());
     let ways = api::Ways {
         known,
         worker: config.worker_socket.clone(),
+        wants,
+        told,
     };
-    let router = api::router(service.clone(), counters.clone(), ways, is_open).merge(health::router(health, metrics));
+    let traffic = Traffic::new(service.clone(), ways.clone());
+    metrics.register(|registry| traffic.register(registry));
+    let shown = Shown {
+        peers,
+        wants: asked,
+        told: tell,
+    };
+    let measured = health::router(health, metrics).layer(from_fn_with_state(traffic, traffic::before_metrics));
+    let router = api::router(service.clone(), counters.clone(), ways, is_open).merge(measured);
     tracing::info!(
         node = config.node_name, socket = %config.socket.display(), version = SPEC.version, "serving"
     );
     let serving = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token());
     let serving = tokio::spawn(serving);
-    let follow = Follow::new(&config, service.clone(), names, counters, peers, shutdown.token())?;
+    let follow = Follow::new(&config, service.clone(), names, counters, shown, shutdown.token())?;
     let told = follow.start().await?;
     open.send_replace(true);
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));

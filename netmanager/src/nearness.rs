@@ -21,7 +21,10 @@ const SILENT_AFTER: u32 = 3;
 #[derive(Debug, Clone, Copy, Default)]
 struct Distance {
     rtt: Option<Duration>,
+    /// In a row.
     unanswered: u32,
+    probes: u64,
+    lost: u64,
 }
 
 /// What is known of other nodes and flows, and what was chosen. See the module's text.
@@ -36,6 +39,8 @@ impl Nearness {
     /// A probe of a node came back after `rtt`, or did not.
     pub fn hear(&mut self, node: NodeId, rtt: Option<Duration>) {
         let distance = self.distances.entry(node).or_default();
+        distance.probes += 1;
+        distance.lost += u64::from(rtt.is_none());
         match (rtt, distance.rtt) {
             (None, _) => {
                 distance.unanswered += 1;
@@ -65,6 +70,12 @@ impl Nearness {
     /// Round-trip time to a node, if it answers.
     pub fn rtt(&self, node: NodeId) -> Option<Duration> {
         self.distances.get(&node)?.rtt
+    }
+
+    /// Probes of a node so far, and those without an answer.
+    pub fn probes(&self, node: NodeId) -> (u64, u64) {
+        let distance = self.distances.get(&node);
+        distance.map_or((0, 0), |distance| (distance.probes, distance.lost))
     }
 
     /// The nearest of the nodes that have something ready of a service; none if nothing is known of any. `own` is here.
@@ -159,6 +170,7 @@ mod tests {
         assert_eq!(nearness.nearest(SERVICE, None, &all), Some(node(1)));
         nearness.hear(node(1), None);
         assert_eq!(nearness.nearest(SERVICE, None, &all), Some(node(2)));
+        assert_eq!(nearness.probes(node(1)), (4, 3));
         nearness.retain(&BTreeSet::new(), &BTreeSet::new());
         assert_eq!(nearness.rtt(node(2)), None);
         assert_eq!(nearness.nearest(SERVICE, None, &all), None);

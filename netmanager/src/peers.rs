@@ -39,6 +39,10 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
                 mtu: None,
                 rx_bytes: 0,
                 tx_bytes: 0,
+                rx_packets: 0,
+                tx_packets: 0,
+                probes: nearness.probes(row.node).0,
+                probes_lost: nearness.probes(row.node).1,
             },
             key,
         }
@@ -46,15 +50,16 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
     known.collect()
 }
 
-/// The same with what the worker behind `socket` says now.
-pub async fn look(known: Vec<Known>, socket: PathBuf) -> Vec<Peer> {
+/// What the worker behind `socket` says now, if it is there.
+pub async fn status(socket: PathBuf) -> Option<DeviceStatus> {
     let asked = tokio::task::spawn_blocking(move || Client::new(socket).get());
-    let status = asked.await.ok().and_then(Result::ok);
+    asked.await.ok().and_then(Result::ok)
+}
+
+/// The same with what the tunnel's device says.
+pub fn look(known: Vec<Known>, status: Option<&DeviceStatus>) -> Vec<Peer> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    known
-        .into_iter()
-        .map(|known| join(known, status.as_ref(), now))
-        .collect()
+    known.into_iter().map(|known| join(known, status, now)).collect()
 }
 
 fn join(known: Known, status: Option<&DeviceStatus>, now: Duration) -> Peer {
@@ -73,6 +78,7 @@ fn join(known: Known, status: Option<&DeviceStatus>, now: Duration) -> Peer {
     peer.handshake_age_s = age.map(|age| age.as_secs());
     peer.mtu = Some(found.mtu);
     (peer.rx_bytes, peer.tx_bytes) = (found.rx_bytes, found.tx_bytes);
+    (peer.rx_packets, peer.tx_packets) = (found.rx_packets, found.tx_packets);
     peer
 }
 
@@ -107,6 +113,10 @@ mod tests {
                 mtu: None,
                 rx_bytes: 0,
                 tx_bytes: 0,
+                rx_packets: 0,
+                tx_packets: 0,
+                probes: 0,
+                probes_lost: 0,
             },
             key: Some(PublicKey([1; 32])),
         }

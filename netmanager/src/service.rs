@@ -3,10 +3,13 @@
 //! Stored in the state folder: `attachments.json` (see [`State`]). Requests are handled one after another, each runs to its
 //! end even if the caller goes away.
 
-use crate::datapath::{Datapath, DatapathConfig, DatapathError, Egress, Endpoint, EndpointFailure, LinkName, Overlay};
+use crate::datapath::{
+    Counted, Datapath, DatapathConfig, DatapathError, Egress, Endpoint, EndpointFailure, InForce, LinkName, Overlay,
+};
 use crate::dns::{self, Caller, Callers};
 use crate::metrics::NetMetrics;
-use crate::state::{Instant, RefusedAttach, SCHEMA, State};
+use crate::state::{Attachment, Instant, RefusedAttach, SCHEMA, State};
+use roble_core::ids::InstanceId;
 use roble_core::overlay::block::Block;
 use roble_core::ports::Protocol;
 use roble_daemon::clock::Clock;
@@ -286,6 +289,27 @@ impl NetService {
         self.set(&state).await.map(drop).map_err(NetError::Datapath)?;
         failpoint!("net.detach.set");
         Ok(())
+    }
+
+    /// What an instance has here, if it is attached.
+    pub async fn attachment(&self, instance: InstanceId) -> Option<Attachment> {
+        let state = self.state.lock().await;
+        let is_meant = |attachment: &&Attachment| {
+            let tenant = attachment.instance.as_ref();
+            tenant.is_some_and(|tenant| tenant.instance == instance)
+        };
+        state.attachments.values().find(is_meant).cloned()
+    }
+
+    /// See [`Datapath::counted`].
+    pub async fn counted(&self) -> Counted {
+        let plan = self.overlay().plan;
+        self.datapath.counted(plan).await
+    }
+
+    /// See [`Datapath::in_force`].
+    pub async fn in_force(&self) -> Option<InForce> {
+        self.datapath.in_force().await
     }
 
     /// Everything attached, by container id.

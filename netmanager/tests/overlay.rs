@@ -58,6 +58,20 @@ fn turns_are_exact_for_each_caller() {
             }
         }
     }
+    for (service, backends) in [(1, 1), (2, 2), (3, 9)] {
+        // Three callers, two protocols, two families, and so many rounds.
+        assert_eq!(
+            site.new_flows(service),
+            3 * 2 * 2 * 2 * backends,
+            "to the service with {backends}"
+        );
+        let tracked = site.tracked(site.v4(service));
+        assert_eq!(
+            tracked.keys().len() as u64,
+            backends,
+            "all backends have flows: {tracked:?}"
+        );
+    }
     // Instance addresses, and what is not measured yet.
     for copy in [0_u32, 4, 8] {
         for address in site.instance_addresses(3, copy) {

@@ -354,6 +354,14 @@ impl Hands<Act> for NodeHands {
                 let (dialer, runtime) = (self.streams.clone(), self.worker.runtime.clone());
                 tokio::spawn(async move { dialer.send_logs(stream, instance, request, &*runtime).await });
             }
+            Act::AskNet { request, question } => {
+                let worker = self.worker.clone();
+                tokio::spawn(async move {
+                    let answer = worker.network.trace(question).await;
+                    let answer = answer.map_err(|error| Reason::new(error.code(), error.to_string()));
+                    let _ = worker.events.send(Event::NetAnswered { request, answer }).await;
+                });
+            }
             Act::Connected(true) => {
                 tracing::info!("cluster answers");
             }

@@ -39,6 +39,12 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// Nothing is known then, which does not mean that nothing is attached.
     async fn list(&self) -> Result<Vec<Attached>, NetworkError>;
+
+    /// Passes on a question about the way of a packet (JSON of `roble_proto::local_net::Question`) and its answer (JSON, too).
+    ///
+    /// # Errors
+    /// There is no answer.
+    async fn trace(&self, question: Vec<u8>) -> Result<Vec<u8>, NetworkError>;
 }
 
 /// Why something about the network failed.

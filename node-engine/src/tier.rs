@@ -61,6 +61,13 @@ pub enum Event {
         /// How.
         result: Result<(), Reason>,
     },
+    /// The net manager was asked.
+    NetAnswered {
+        /// The number of the request.
+        request: u64,
+        /// Its answer; else why there is none.
+        answer: Result<Vec<u8>, Reason>,
+    },
     /// A container ended by itself.
     Exited {
         /// Which instance.
@@ -89,6 +96,13 @@ pub enum Act {
         follow: bool,
         /// Lines from the end; `None`: all.
         tail: Option<u32>,
+    },
+    /// Ask the net manager, and hear its answer as [`Event::NetAnswered`].
+    AskNet {
+        /// The number of the request.
+        request: u64,
+        /// What, as the net manager takes it.
+        question: Vec<u8>,
     },
     /// The link's session stands, or is lost: for logs and readiness.
     Connected(bool),
@@ -260,9 +274,17 @@ impl NodeTier {
                 }
                 _ => failure("invalid", "which stream is not understood"),
             },
+            Some(wire::request::What::AskNet(ask)) => {
+                let (request, question) = (request.id, ask.question);
+                return out.acts.push(Act::AskNet { request, question });
+            }
             _ => failure("unsupported", "a node does not answer this"),
         };
-        if let Some(ChildOutput::Send(frame)) = self.link.respond(request.id, what) {
+        self.respond(request.id, what, out);
+    }
+
+    fn respond(&mut self, request: u64, what: wire::response::What, out: &mut Output<Act>) {
+        if let Some(ChildOutput::Send(frame)) = self.link.respond(request, what) {
             out.acts.push(Act::Send(frame.encode_to_vec()));
         }
     }
@@ -388,6 +410,13 @@ impl Tier for NodeTier {
                 self.engine.hear_started(instance, &version, result, now, rng);
             }
             Event::Gone { instance, result } => self.engine.hear_gone(instance, result, now, rng),
+            Event::NetAnswered { request, answer } => {
+                let what = match answer {
+                    Ok(json) => wire::response::What::Json(json),
+                    Err(reason) => failure(&reason.code, &reason.message),
+                };
+                self.respond(request, what, &mut out);
+            }
             Event::Exited {
                 instance,
                 version,

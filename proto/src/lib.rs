@@ -7,4 +7,5 @@ pub mod local_net;
 pub mod rest;
 pub mod rows;
 pub mod topics;
+pub mod trace;
 pub mod wire;

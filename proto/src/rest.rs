@@ -13,6 +13,7 @@
 //! | GET `/v1/instances` `/v1/instances/{ref}` | | [`InstanceView`] |
 //! | GET `/v1/instances/{ref}/logs?follow=&tail=` | | the log as it is, streamed |
 //! | GET `/v1/explain/{ref}` | | [`Explained`] |
+//! | GET `/v1/trace/{ref}?to=&policy=&port=` | | [`Trace`](crate::trace::Trace) |
 //! | GET `/v1/clusters` `/v1/clusters/{ref}` | | [`ClusterView`] |
 //! | POST `/v1/clusters/{ref}/approve` `/revoke` `/cordon` `/uncordon` | | [`ClusterView`] |
 //! | GET `/v1/nodes?cluster=` | | [`Listed`] of [`NodeView`] |

@@ -11,6 +11,7 @@ mod logs;
 mod nodes;
 mod services;
 mod tokens;
+mod trace;
 
 use crate::first::CredentialFile;
 use crate::hands::{ApiHandle, Happened};
@@ -93,6 +94,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/instances/{reference}", get(services::instance))
         .route("/v1/instances/{reference}/logs", get(logs::logs))
         .route("/v1/explain/{reference}", get(services::explain))
+        .route("/v1/trace/{reference}", get(trace::trace))
         .route("/v1/clusters", get(clusters::clusters))
         .route("/v1/clusters/{reference}", get(clusters::cluster))
         .route("/v1/clusters/{reference}/{change}", post(clusters::change))

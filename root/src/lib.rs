@@ -31,3 +31,4 @@ pub mod local;
 pub mod metrics;
 pub mod streams;
 pub mod tier;
+pub mod trace;

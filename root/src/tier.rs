@@ -13,6 +13,7 @@ mod rules;
 mod services;
 mod stored;
 pub mod tenant;
+mod trace;
 mod views;
 
 pub use access::is_about;
@@ -34,11 +35,13 @@ use roble_daemon::refusal::Refusal;
 use roble_link::children::{Children, ChildrenOutput};
 use roble_link::parent::ParentClocks;
 use roble_link::tables::TableServer;
+use roble_proto::local_net::About;
 use roble_proto::rest::{CreateToken, JoinRequest, Login};
 use roble_proto::wire;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use stored::Stored;
+pub use trace::Traced;
 
 /// How many events are kept.
 const EVENTS: usize = 2_000;
@@ -104,6 +107,15 @@ pub enum Call {
         follow: bool,
         /// Lines from the end.
         tail: Option<u32>,
+    },
+    /// What is known of both ends of a way. Answers [`Ends`](crate::trace::Ends).
+    Ends(Traced),
+    /// Ask the net manager of the node that holds an instance.
+    AskNet {
+        /// Which instance.
+        instance: String,
+        /// What.
+        about: About,
     },
     /// One cluster, or all.
     Clusters(Option<String>),

@@ -1,7 +1,7 @@
 //! `roble network`: which name and which address leads to whom.
 
-use super::Session;
 use super::node::Here;
+use super::{Session, trace};
 use crate::api;
 use crate::failure::Failure;
 use crate::output::{self, Page, View};
@@ -29,6 +29,8 @@ pub enum Verb {
         #[arg(value_name = "NAME|ADDRESS")]
         name: String,
     },
+    /// Show the way from an instance to a service, hop by hop, and what keeps a packet from it.
+    Trace(trace::Trace),
     /// On a node: list the other nodes that it talks to, and which way: direct or relayed, round-trip time, bytes.
     Routes(Here),
 }
@@ -101,6 +103,9 @@ impl View for Target {
 }
 
 pub(crate) async fn run(verb: Verb, session: Session<'_>) -> Result<(), Failure> {
+    if let Verb::Trace(trace) = verb {
+        return trace::run(&trace, session).await;
+    }
     let Session { api, console, format } = session;
     let services: Vec<ServiceView> = api::get(api, path(&["services"])).await?;
     match verb {
@@ -113,7 +118,7 @@ pub(crate) async fn run(verb: Verb, session: Session<'_>) -> Result<(), Failure>
             let targets = resolve(&name, &services, &instances)?;
             output::list(console, format, &targets)
         }
-        Verb::Routes(_) => Err(Failure::Usage("this verb needs no root".into())),
+        Verb::Routes(_) | Verb::Trace(_) => Err(Failure::Usage("this verb needs no root".into())),
     }
 }
 
@@ -130,9 +135,18 @@ fn called(service: ServiceView) -> Called {
 /// The instances behind a name or an address.
 fn resolve(name: &str, services: &[ServiceView], instances: &[InstanceView]) -> Result<Vec<Target>, Failure> {
     if let Ok(address) = name.parse::<IpAddr>() {
-        return by_address(address, services, instances)
-            .ok_or_else(|| Failure::Usage(format!("no service or instance of yours has the address {address}")));
+        return by_address(address, services, instances).ok_or_else(|| nobody_at(address));
     }
+    let (service, policy) = by_name(name, services)?;
+    Ok(behind(service, policy, instances))
+}
+
+pub(crate) fn nobody_at(address: IpAddr) -> Failure {
+    Failure::Usage(format!("no service or instance of yours has the address {address}"))
+}
+
+/// The service that a name stands for, and how it chooses.
+pub(crate) fn by_name<'a>(name: &str, services: &'a [ServiceView]) -> Result<(&'a ServiceView, Policy), Failure> {
     let full = name.trim_end_matches('.').to_lowercase();
     let full = full.strip_suffix(&format!(".{DOMAIN}")).unwrap_or(&full);
     let found = services.iter().find_map(|service| {
@@ -146,12 +160,11 @@ fn resolve(name: &str, services: &[ServiceView], instances: &[InstanceView]) -> 
         };
         Some((service, policy))
     });
-    let (service, policy) = found.ok_or_else(|| {
+    found.ok_or_else(|| {
         Failure::Usage(format!(
             "no service of yours is called `{name}`; `roble network ls` shows names, such as web.shop.{DOMAIN}"
         ))
-    })?;
-    Ok(behind(service, policy, instances))
+    })
 }
 
 fn by_address(address: IpAddr, services: &[ServiceView], instances: &[InstanceView]) -> Option<Vec<Target>> {

@@ -52,10 +52,20 @@ impl ClusterTier {
                 }
                 answer
             }
-            What::OpenStream(open) => match self.pass_on(asker, open, now, out) {
-                Some(failure) => Err(failure),
-                None => return,
-            },
+            What::OpenStream(open) => {
+                let (instance, stream) = (open.instance.clone(), open.stream.clone());
+                match self.pass_on(asker, &instance, What::OpenStream(open), now) {
+                    Some(failure) => Err(failure),
+                    None => return out.acts.push(Act::ExpectStream(stream)),
+                }
+            }
+            What::AskNet(ask) => {
+                let instance = ask.instance.clone();
+                match self.pass_on(asker, &instance, What::AskNet(ask), now) {
+                    Some(failure) => Err(failure),
+                    None => return,
+                }
+            }
         };
         self.reply(asker, answer, out);
     }
@@ -184,25 +194,17 @@ impl ClusterTier {
         }
     }
 
-    /// Passes a request for a stream on to the node that holds the instance. Its answer goes to `asker`.
-    fn pass_on(
-        &mut self,
-        asker: Asker,
-        open: wire::OpenStream,
-        now: Now,
-        out: &mut Output<Act>,
-    ) -> Option<wire::Failure> {
-        let Ok(instance) = open.instance.parse::<InstanceId>() else {
+    /// Passes a request on to the node that holds the instance. Its answer goes to `asker`.
+    fn pass_on(&mut self, asker: Asker, instance: &str, what: What, now: Now) -> Option<wire::Failure> {
+        let Ok(instance) = instance.parse::<InstanceId>() else {
             return Some(failure("invalid", "which instance is not understood"));
         };
         let Some(holder) = self.children.orchestrator().holder(instance) else {
             return Some(failure("not-placed", "the instance is on no node of this cluster now"));
         };
-        let stream = open.stream.clone();
-        match self.children.request(holder, What::OpenStream(open)) {
+        match self.children.request(holder, what) {
             Some(id) => {
                 self.passed_on.insert((holder, id), (asker, now.boot));
-                out.acts.push(Act::ExpectStream(stream));
                 None
             }
             None => Some(failure(

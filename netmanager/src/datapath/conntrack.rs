@@ -1,17 +1,15 @@
 //! Forgetting tracked flows: a flow remembers where its first packet was sent, so without this an UDP stream with fixed
 //! ports would go on towards an address that is gone, or past a port that was published after it began.
 
+use super::netfilter::{self, attribute, find, message, open};
 use roble_core::ports::Protocol;
-use rtnetlink::sys::protocols::NETLINK_NETFILTER;
-use rtnetlink::sys::{Socket, SocketAddr};
+use rtnetlink::sys::Socket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
 // linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h; CTA_FILTER_F_* as in net/netfilter/nf_conntrack_netlink.c.
 const CT_GET: u16 = (1 << 8) | 1;
-const NLM_F_REQUEST_DUMP: u16 = 1 | 0x300;
-const NLMSG_DONE: u16 = 3;
 const CT_DELETE: u16 = (1 << 8) | 2;
 const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
@@ -79,6 +77,26 @@ pub fn translated() -> io::Result<BTreeSet<(IpAddr, IpAddr)>> {
     Ok(pairs.filter(|(to, by)| to != by).collect())
 }
 
+/// Flows to each address for which `is_meant`, and where they went instead, each pair with its number. Nothing is kept of single
+/// flows.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn tally(is_meant: impl Fn(IpAddr) -> bool) -> io::Result<BTreeMap<(IpAddr, IpAddr), u64>> {
+    let mut counts = BTreeMap::new();
+    for family in [AF_INET, AF_INET6] {
+        netfilter::dump(&open()?, CT_GET, &[family, 0, 0, 0], |_, attributes| {
+            if let Some((_, to, answered_by)) = ends(attributes)
+                && to != answered_by
+                && is_meant(to)
+            {
+                *counts.entry((to, answered_by)).or_default() += 1;
+            }
+        })?;
+    }
+    Ok(counts)
+}
+
 /// Flows to each IPv4 destination whose address was translated from one in `from`, by where they are answered.
 ///
 /// # Errors
@@ -102,42 +120,17 @@ pub fn begun() -> io::Result<BTreeSet<(IpAddr, IpAddr)>> {
     Ok(translated.map(|flow| (flow.from, flow.to)).collect())
 }
 
-fn open() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    Ok(socket)
-}
-
 /// All flows of a family.
 fn dump(family: u8) -> io::Result<Vec<Tracked>> {
-    let socket = open()?;
-    socket.send(&message(CT_GET, NLM_F_REQUEST_DUMP, &[family, 0, 0, 0]), 0)?;
     let mut found = Vec::new();
-    loop {
-        let (messages, _) = socket.recv_from_full()?;
-        let mut rest = messages.as_slice();
-        while let Some((length, kind)) = header(rest) {
-            let message = rest.get(..length).ok_or(io::ErrorKind::UnexpectedEof)?;
-            match kind {
-                NLMSG_DONE => return Ok(found),
-                NLMSG_ERROR => return Err(io::ErrorKind::InvalidData.into()),
-                _ => found.extend(tracked(message.get(20..).unwrap_or_default())),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
+    netfilter::dump(&open()?, CT_GET, &[family, 0, 0, 0], |_, attributes| {
+        found.extend(tracked(attributes))
+    })?;
+    Ok(found)
 }
 
-/// Length and kind of the first message.
-fn header(messages: &[u8]) -> Option<(usize, u16)> {
-    let length = u32::from_ne_bytes(messages.get(..4)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(messages.get(4..6)?.try_into().ok()?);
-    (length >= 16).then_some((length, kind))
-}
-
-/// A flow from the attributes of its message.
-fn tracked(attributes: &[u8]) -> Option<Tracked> {
+/// Who began a flow, what it was sent to, and who answers.
+fn ends(attributes: &[u8]) -> Option<(IpAddr, IpAddr, IpAddr)> {
     let address = |tuple: u16, is_destination: bool| {
         let ip = find(find(attributes, tuple)?, 1)?;
         let kind = 1 + u16::from(is_destination);
@@ -146,6 +139,16 @@ fn tracked(attributes: &[u8]) -> Option<Tracked> {
         }
         Some(IpAddr::from(<[u8; 16]>::try_from(find(ip, kind + 2)?).ok()?))
     };
+    Some((
+        address(CTA_TUPLE_ORIG, false)?,
+        address(CTA_TUPLE_ORIG, true)?,
+        address(CTA_TUPLE_REPLY, false)?,
+    ))
+}
+
+/// A flow from the attributes of its message.
+fn tracked(attributes: &[u8]) -> Option<Tracked> {
+    let (from, to, answered_by) = ends(attributes)?;
     let mut name = attribute(CTA_TUPLE_ORIG | NESTED, find(attributes, CTA_TUPLE_ORIG)?);
     for kind in [CTA_ZONE, CTA_ID] {
         name.extend(
@@ -166,23 +169,11 @@ fn tracked(attributes: &[u8]) -> Option<Tracked> {
     };
     Some(Tracked {
         port: port(),
-        from: address(CTA_TUPLE_ORIG, false)?,
-        to: address(CTA_TUPLE_ORIG, true)?,
-        answered_by: address(CTA_TUPLE_REPLY, false)?,
+        from,
+        to,
+        answered_by,
         name,
     })
-}
-
-/// Payload of the first attribute of a kind.
-fn find(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
-        let found = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        if found & 0x3fff == kind {
-            return attributes.get(4..length);
-        }
-        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
-    }
 }
 
 /// Forgets `flows`; there may be none. All are tried, the first failure is told.
@@ -300,23 +291,4 @@ fn request(flows: Flows) -> Vec<u8> {
     }
     body.extend(attribute(CTA_FILTER | NESTED, &filter));
     message(CT_DELETE, NLM_F_REQUEST_ACK, &body)
-}
-
-fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let mut message = Vec::with_capacity(16 + body.len());
-    message.extend((16 + body.len() as u32).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(body);
-    message
-}
-
-fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4 + payload.len().next_multiple_of(4));
-    bytes.extend((4 + payload.len() as u16).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(payload);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }

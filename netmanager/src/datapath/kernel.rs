@@ -14,7 +14,8 @@ use super::sealed::{self, Sealed};
 use super::sysctl::{self, Forwarding};
 use super::tunnel;
 use super::{
-    Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, LINK_PREFIX, LinkName, nft, rules, sockets,
+    Counted, Datapath, DatapathConfig, DatapathError, Endpoint, EndpointFailure, InForce, LINK_PREFIX, LinkName, nft,
+    rules, sockets,
 };
 use async_trait::async_trait;
 use roble_core::overlay::plan::Plan;
@@ -24,6 +25,7 @@ use roble_daemon::failpoint;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
@@ -60,7 +62,7 @@ type Served = BTreeMap<IpAddr, BTreeSet<IpAddr>>;
 
 /// Rules that were loaded, and what `nft` said was there afterwards.
 struct Rules {
-    loaded: Ruleset,
+    loaded: Arc<Ruleset>,
     /// While it stays, nobody has changed anything.
     generation: Option<u32>,
     listed: Listed,
@@ -265,6 +267,36 @@ impl Datapath for KernelDatapath {
         }
     }
 
+    async fn counted(&self, plan: Plan) -> Counted {
+        let asked = tokio::task::spawn_blocking(move || {
+            let counted = || {
+                Ok::<_, std::io::Error>(Counted {
+                    packets: nft::counters()?,
+                    flows: conntrack::tally(|to| plan.is_service(to))?,
+                })
+            };
+            counted().unwrap_or_else(|error| {
+                tracing::warn!(%error, "the kernel does not tell what it has counted");
+                Counted::default()
+            })
+        });
+        asked.await.unwrap_or_default()
+    }
+
+    async fn in_force(&self) -> Option<InForce> {
+        let mut seen = self.seen.lock().await;
+        let rules = seen.rules.as_mut()?;
+        let is_whole = rules.are_in_force(nft::generation().ok()).await.unwrap_or(false);
+        let rules = rules.loaded.clone();
+        drop(seen);
+        let node = Connection::open().ok()?;
+        Some(InForce {
+            rules,
+            is_whole,
+            links: link::list(&node.handle).await.ok()?,
+        })
+    }
+
     async fn listener(&self, protocol: Protocol, port: u16) -> Option<String> {
         sockets::listener(protocol, port)
     }
@@ -280,7 +312,7 @@ async fn our_links(node: &Connection) -> Result<BTreeMap<String, Link>, Datapath
 
 impl Rules {
     /// `before`: the generation before this was loaded.
-    fn loaded(loaded: Ruleset, before: Option<u32>) -> Self {
+    fn loaded(loaded: Arc<Ruleset>, before: Option<u32>) -> Self {
         // Zero is left out. If somebody came in between, it will not be what is found next time.
         let generation = before.map(|before| before.checked_add(1).unwrap_or(1));
         let listing = async move {
@@ -291,6 +323,26 @@ impl Rules {
             loaded,
             generation,
             listed: Listed::Becoming(tokio::spawn(listing)),
+        }
+    }
+
+    /// Whether the kernel has them as they were loaded, in this generation of its tables. If not, they never are again.
+    async fn are_in_force(&mut self, generation: Option<u32>) -> Result<bool, DatapathError> {
+        if generation.is_some() && self.generation == generation {
+            return Ok(true);
+        }
+        let listed = match &mut self.listed {
+            Listed::Is(listed) => Some(std::mem::take(listed)),
+            Listed::Becoming(listing) => listing.await.ok().flatten(),
+        };
+        self.listed = Listed::Is(String::new());
+        match listed {
+            Some(listed) if !listed.is_empty() && nft::list().await? == listed => {
+                self.listed = Listed::Is(listed);
+                self.generation = generation;
+                Ok(true)
+            }
+            _ => Ok(false),
         }
     }
 }
@@ -310,28 +362,18 @@ impl Seen {
     async fn load_rules(&mut self, wanted: Ruleset) -> Result<(), DatapathError> {
         let before = nft::generation().ok();
         if let Some(mut rules) = self.rules.take() {
-            if before.is_none() || rules.generation != before {
-                let listed = match &mut rules.listed {
-                    Listed::Is(listed) => Some(std::mem::take(listed)),
-                    Listed::Becoming(listing) => listing.await.ok().flatten(),
-                };
-                match listed {
-                    Some(listed) if nft::list().await? == listed => rules.listed = Listed::Is(listed),
-                    _ => {
-                        tracing::warn!("the rules were changed by somebody else and are loaded again");
-                        return self.replace_rules(wanted).await;
-                    }
-                }
-                rules.generation = before;
+            if !rules.are_in_force(before).await? {
+                tracing::warn!("the rules were changed by somebody else and are loaded again");
+                return self.replace_rules(wanted).await;
             }
-            if rules.loaded == wanted {
+            if *rules.loaded == wanted {
                 self.rules = Some(rules);
                 return Ok(());
             }
             if let Some(changes) = wanted.text_from(&rules.loaded) {
                 match nft::load(&changes).await {
                     Ok(()) => {
-                        self.rules = Some(Rules::loaded(wanted, before));
+                        self.rules = Some(Rules::loaded(Arc::new(wanted), before));
                         return Ok(());
                     }
                     Err(error) => tracing::warn!(
@@ -347,7 +389,7 @@ impl Seen {
     async fn replace_rules(&mut self, wanted: Ruleset) -> Result<(), DatapathError> {
         let before = nft::generation().ok();
         nft::load(&wanted.text()).await?;
-        self.rules = Some(Rules::loaded(wanted, before));
+        self.rules = Some(Rules::loaded(Arc::new(wanted), before));
         Ok(())
     }
 

@@ -9,7 +9,9 @@ use super::netns::{Connection, Netns};
 use super::{DatapathError, Endpoint, NODE_MAC, sysctl};
 use futures_util::TryStreamExt as _;
 use roble_daemon::failpoint;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+};
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
@@ -38,6 +40,8 @@ pub struct Link {
     pub operational: bool,
     /// Largest packet in bytes.
     pub mtu: u32,
+    /// It is a WireGuard device of the kernel.
+    pub is_wireguard: bool,
 }
 
 /// What all links of a node have in common.
@@ -52,6 +56,7 @@ pub struct Common {
 impl Link {
     fn read(message: &LinkMessage) -> Self {
         let (mut name, mut peer, mut mac, mut operational, mut mtu) = (String::new(), None, Vec::new(), false, 0);
+        let mut is_wireguard = false;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name.clone_from(text),
@@ -59,6 +64,9 @@ impl Link {
                 LinkAttribute::Address(bytes) => mac.clone_from(bytes),
                 LinkAttribute::OperState(state) => operational = *state == State::Up,
                 LinkAttribute::Mtu(bytes) => mtu = *bytes,
+                LinkAttribute::LinkInfo(infos) => {
+                    is_wireguard = infos.contains(&LinkInfo::Kind(InfoKind::Wireguard));
+                }
                 _ => {}
             }
         }
@@ -71,6 +79,7 @@ impl Link {
             up,
             operational,
             mtu,
+            is_wireguard,
         }
     }
 }

@@ -1,12 +1,15 @@
 //! A datapath in memory: keeps what it was given, and can be told to miss namespaces, to fail, to have listeners.
 
-use super::{Datapath, DatapathConfig, DatapathError, EndpointFailure};
+use super::permits::Permits;
+use super::rules::{self, Found};
+use super::{Counted, Datapath, DatapathConfig, DatapathError, EndpointFailure, InForce};
 use async_trait::async_trait;
+use roble_core::overlay::plan::Plan;
 use roble_core::ports::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is in the pretended kernel.
 #[derive(Debug, Default)]
@@ -21,6 +24,8 @@ pub struct MemoryState {
     pub fails: bool,
     /// Flows to what was translated: who began them, what they were sent to.
     pub translated: BTreeSet<(IpAddr, IpAddr)>,
+    /// What was counted.
+    pub counted: Counted,
     /// Ports in use by programs of the node.
     pub listeners: BTreeMap<(Protocol, u16), String>,
 }
@@ -67,6 +72,22 @@ impl Datapath for MemoryDatapath {
 
     async fn translated(&self) -> BTreeSet<(IpAddr, IpAddr)> {
         self.state().translated.clone()
+    }
+
+    async fn counted(&self, _: Plan) -> Counted {
+        self.state().counted.clone()
+    }
+
+    async fn in_force(&self) -> Option<InForce> {
+        let state = self.state();
+        let config = state.config.as_ref()?;
+        let endpoints: Vec<_> = config.endpoints.iter().collect();
+        let permits = Permits::of(config, &endpoints);
+        Some(InForce {
+            rules: Arc::new(rules::render(config, &endpoints, &permits, &Found::default())),
+            is_whole: true,
+            links: Vec::new(),
+        })
     }
 
     async fn listener(&self, protocol: Protocol, port: u16) -> Option<String> {

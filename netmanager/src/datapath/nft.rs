@@ -1,9 +1,10 @@
 //! Handing text to `nft`, and asking what is there.
 
-use super::DatapathError;
 use super::ruleset::TABLE;
+use super::{DatapathError, netfilter};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
+use std::collections::BTreeMap;
 use std::io;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
@@ -12,6 +13,15 @@ use tokio::io::AsyncWriteExt as _;
 const NFT_MSG_NEWGEN: u16 = (10 << 8) | 15;
 const NFT_MSG_GETGEN: u16 = (10 << 8) | 16;
 const NFTA_GEN_ID: u16 = 1;
+const NFT_MSG_NEWOBJ: u16 = (10 << 8) | 18;
+const NFT_MSG_GETOBJ: u16 = (10 << 8) | 19;
+const NFTA_OBJ_TABLE: u16 = 1;
+const NFTA_OBJ_NAME: u16 = 2;
+const NFTA_OBJ_TYPE: u16 = 3;
+const NFTA_OBJ_DATA: u16 = 4;
+const NFTA_COUNTER_PACKETS: u16 = 2;
+const NFT_OBJECT_COUNTER: u32 = 1;
+const NFPROTO_INET: u8 = 1;
 const NLM_F_REQUEST: u16 = 1;
 
 /// Hands `text` to `nft`, which applies all of it or nothing, in the namespace of this process.
@@ -61,6 +71,33 @@ pub async fn list() -> Result<String, DatapathError> {
     } else {
         String::new()
     })
+}
+
+/// What the named counters of our table have counted, in packets. One request, and no program is run.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn counters() -> io::Result<BTreeMap<String, u64>> {
+    let socket = netfilter::open()?;
+    let table = TABLE.split(' ').next_back().unwrap_or_default();
+    let body = [
+        &[NFPROTO_INET, 0, 0, 0],
+        netfilter::attribute(NFTA_OBJ_TABLE, format!("{table}\0").as_bytes()).as_slice(),
+        netfilter::attribute(NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes()).as_slice(),
+    ]
+    .concat();
+    let mut counted = BTreeMap::new();
+    netfilter::dump(&socket, NFT_MSG_GETOBJ, &body, |kind, attributes| {
+        let packets = || {
+            let data = netfilter::find(attributes, NFTA_OBJ_DATA)?;
+            let packets = netfilter::find(data, NFTA_COUNTER_PACKETS)?;
+            let name = netfilter::find(attributes, NFTA_OBJ_NAME)?;
+            let name = String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned();
+            Some((name, u64::from_be_bytes(packets.try_into().ok()?)))
+        };
+        counted.extend(packets().filter(|_| kind == NFT_MSG_NEWOBJ));
+    })?;
+    Ok(counted)
 }
 
 /// How many transactions the tables of this namespace have seen, anybody's: while it stays, nothing was changed.

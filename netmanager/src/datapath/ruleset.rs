@@ -30,11 +30,17 @@ struct Chain {
 /// The table. Built anew each time, in any order; equal content is equal text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
+    counters: BTreeSet<String>,
     collections: BTreeMap<String, Collection>,
     chains: BTreeMap<String, Chain>,
 }
 
 impl Ruleset {
+    /// Declares a counter that rules and maps refer to by name.
+    pub fn counter(&mut self, name: &str) {
+        self.counters.insert(name.into());
+    }
+
     /// Declares a set, e.g. of `ifname . ipv4_addr`.
     pub fn set(&mut self, name: &str, of: &str) {
         self.declare("set", name, format!("type {of}"));
@@ -88,9 +94,35 @@ impl Ruleset {
         self.chains.insert(name.into(), chain);
     }
 
+    /// The value of an element of a set or map; of a set's it is empty.
+    pub fn element(&self, name: &str, key: &str) -> Option<&str> {
+        Some(self.collections.get(name)?.elements.get(key)?)
+    }
+
+    /// All elements of a set or map.
+    pub fn elements(&self, name: &str) -> impl Iterator<Item = (&str, &str)> {
+        let elements = self
+            .collections
+            .get(name)
+            .into_iter()
+            .flat_map(|collection| &collection.elements);
+        elements.map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The rules of a chain; none if it is not there.
+    pub fn rules_of(&self, chain: &str) -> &[String] {
+        self.chains
+            .get(chain)
+            .map(|chain| chain.rules.as_slice())
+            .unwrap_or_default()
+    }
+
     /// Replaces whatever is there.
     pub fn text(&self) -> String {
         let mut text = format!("{}table {TABLE} {{\n", removal());
+        for name in &self.counters {
+            let _ = writeln!(text, "\tcounter {name} {{\n\t}}");
+        }
         for (name, collection) in &self.collections {
             let _ = writeln!(text, "\t{} {name} {{\n\t\t{}", collection.kind, collection.of);
             if !collection.elements.is_empty() {
@@ -117,6 +149,9 @@ impl Ruleset {
     pub fn text_from(&self, old: &Self) -> Option<String> {
         let (mut create, mut remove, mut fill, mut delete) =
             (String::new(), String::new(), String::new(), String::new());
+        for name in self.counters.difference(&old.counters) {
+            let _ = writeln!(create, "add counter {TABLE} {name}");
+        }
         let nothing = BTreeMap::new();
         for (name, new) in &self.collections {
             let before = match old.collections.get(name) {
@@ -163,6 +198,9 @@ impl Ruleset {
             let kind = old.collections[name].kind;
             let _ = writeln!(remove, "flush {kind} {TABLE} {name}");
             let _ = writeln!(delete, "delete {kind} {TABLE} {name}");
+        }
+        for name in old.counters.difference(&self.counters) {
+            let _ = writeln!(delete, "delete counter {TABLE} {name}");
         }
         Some([create, remove, fill, delete].concat())
     }
@@ -219,6 +257,20 @@ mod tests {
                         add rule inet roble c drop\n\
                         delete chain inet roble b\n";
         assert_eq!(new.text_from(&old).unwrap(), expected);
+        // What a map refers to is there before it, and goes after.
+        let mut counting = old.clone();
+        counting.counter("c");
+        counting.map("n", "ipv4_addr : counter");
+        counting.insert("n", "10.0.0.1".into(), "\"c\"".into());
+        let expected = "add counter inet roble c\n\
+                        add map inet roble n { type ipv4_addr : counter; }\n\
+                        add element inet roble n { 10.0.0.1 : \"c\" }\n";
+        assert_eq!(counting.text_from(&old).unwrap(), expected);
+        let expected = "flush map inet roble n\n\
+                        delete map inet roble n\n\
+                        delete counter inet roble c\n";
+        assert_eq!(old.text_from(&counting).unwrap(), expected);
+        assert!(counting.text().contains("\tcounter c {\n\t}\n"));
         let mut other = Ruleset::default();
         other.map("m", "ipv6_addr : verdict");
         assert_eq!(other.text_from(&old), None);

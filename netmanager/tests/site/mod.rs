@@ -10,9 +10,10 @@ use roble_daemon::CancellationToken;
 use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::datapath::miss::Device;
 use roble_net::datapath::permits::Member;
+use roble_net::datapath::rules::services::FLOWS;
 use roble_net::datapath::tunnel::{DEFAULT_PORT, Tunnel, TunnelKind};
 use roble_net::datapath::{
-    Backend, Datapath as _, DatapathConfig, Egress, Endpoint, LinkName, Misses, RemoteNode, Service, nft,
+    Backend, Datapath as _, DatapathConfig, Egress, Endpoint, LinkName, Misses, RemoteNode, Service, conntrack, nft,
 };
 use roble_net::dns::{Caller, Callers};
 use roble_net::metrics::NetMetrics;
@@ -511,6 +512,20 @@ impl Site {
     /// How often any rules were changed.
     pub fn generation(&self, node: usize) -> u32 {
         inside(&self.node_name(node), || nft::generation().unwrap())
+    }
+
+    /// New flows to a service that the first node has counted since its rules were made.
+    pub fn new_flows(&self, service: u8) -> u64 {
+        let counters = inside(&self.node_name(0), || nft::counters().unwrap());
+        counters[&format!("{FLOWS}{}", ServiceId(raw(1, service)))]
+    }
+
+    /// Flows to an address that the first node tracks, by where they went.
+    pub fn tracked(&self, address: IpAddr) -> BTreeMap<IpAddr, u64> {
+        let tally = inside(&self.node_name(0), move || {
+            conntrack::tally(|to| to == address).unwrap()
+        });
+        tally.into_iter().map(|((_, went), flows)| (went, flows)).collect()
     }
 
     /// Every container answers each line and each datagram with its name and the caller's address.

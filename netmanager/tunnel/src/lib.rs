@@ -31,6 +31,6 @@ pub mod uapi;
 pub mod worker;
 
 pub use client::{Client, Device, DeviceError, Launch};
-pub use counters::{Drops, Reason};
+pub use counters::{Drops, REASONS, Reason};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use types::{AllowedIp, DeviceConfig, DeviceStatus, PeerConfig, PeerStatus};

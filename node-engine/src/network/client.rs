@@ -114,6 +114,11 @@ impl Network for NetClient {
         let answer = self.call(Method::GET, "/v1/attachments", Vec::new()).await?;
         self.decode(&answer)
     }
+
+    async fn trace(&self, question: Vec<u8>) -> Result<Vec<u8>, NetworkError> {
+        let answer = self.call(Method::POST, "/v1/trace", question).await?;
+        Ok(answer.to_vec())
+    }
 }
 
 #[cfg(test)]

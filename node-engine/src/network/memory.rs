@@ -155,6 +155,11 @@ impl Network for MemoryNetwork {
         self.arrive().await?;
         Ok(self.state().attached.values().cloned().collect())
     }
+
+    async fn trace(&self, _: Vec<u8>) -> Result<Vec<u8>, NetworkError> {
+        self.arrive().await?;
+        Err(refused("unsupported", "there are no ways to trace in memory".into()))
+    }
 }
 
 #[cfg(test)]

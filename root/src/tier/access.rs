@@ -66,6 +66,8 @@ impl RootTier {
                 follow,
                 tail,
             } => self.open_logs(number, own, &instance, stream, follow, tail, now),
+            Call::Ends(traced) => Some(self.ends(own, &traced, now)),
+            Call::AskNet { instance, about } => self.ask_net(number, own, &instance, about, now),
             // Clusters, nodes and tokens are the operators'.
             _ if !user.is_admin => Some(Err(forbidden())),
             Call::Clusters(reference) => Some(self.clusters(reference.as_deref(), now)),

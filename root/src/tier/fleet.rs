@@ -365,7 +365,14 @@ impl RootTier {
     }
 
     /// Asks clusters; the call is answered by `finish` once all have answered.
-    fn gather(&mut self, call: u64, clusters: &[ChildId], what: &What, kind: GatherKind, now: Now) -> Option<Answer> {
+    pub(super) fn gather(
+        &mut self,
+        call: u64,
+        clusters: &[ChildId],
+        what: &What,
+        kind: GatherKind,
+        now: Now,
+    ) -> Option<Answer> {
         let mut waiting = BTreeSet::new();
         let mut parts = Vec::new();
         for cluster in clusters {

@@ -16,7 +16,7 @@ impl RootTier {
         allowed.into_iter().collect()
     }
 
-    fn resolve_rule(&self, service: &Service, rule: &AllowRule) -> Vec<Allowed> {
+    pub(super) fn resolve_rule(&self, service: &Service, rule: &AllowRule) -> Vec<Allowed> {
         let Some(organization) = self.organization_of(service.organization, rule) else {
             return Vec::new();
         };

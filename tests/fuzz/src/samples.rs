@@ -326,6 +326,13 @@ fn frames() -> Samples {
                 }),
             })),
         ),
+        (
+            "ask-net",
+            request(What::AskNet(wire::AskNet {
+                instance: INSTANCE.to_owned(),
+                question: b"{}".to_vec(),
+            })),
+        ),
         ("json", response(response::What::Json(b"[]".to_vec()))),
         (
             "failure",

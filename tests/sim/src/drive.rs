@@ -248,7 +248,7 @@ impl World {
                         node::Act::Run(command) => self.run_command(index, command),
                         node::Act::Violation(what) => self.violate("protocol", what),
                         node::Act::CheckMembership => self.push(self.t + 30, Ev::Fault(Fault::Rejoin(index))),
-                        node::Act::OpenStream { .. } | node::Act::Connected(_) => {}
+                        node::Act::OpenStream { .. } | node::Act::AskNet { .. } | node::Act::Connected(_) => {}
                     }
                 }
             }

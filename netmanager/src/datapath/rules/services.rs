@@ -1,6 +1,6 @@
 //! From addresses of services to backends, for callers of the same application and those whom the service's rules name.
 //!
-//! Only the first packet of a flow comes here; connection tracking remembers what was chosen. The entry looks up caller and
+//! Only the first packet of a flow comes here, and is counted for its service; connection tracking remembers what was chosen. The entry looks up caller and
 //! address together and goes to a chain of that caller and that service, whose counters nobody else moves: turns are exact
 //! for each caller, and for TCP, UDP and all else separately. There is one such chain for each policy: among all, among the
 //! near, among the idle. Backends are in maps of the service, which its callers share: a map for each rule would make the kernel
@@ -24,7 +24,10 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[
     rules.map("turns6", "ipv6_addr . ipv6_addr : verdict");
     rules.map("callers4", "ipv4_addr : verdict");
     rules.map("callers6", "ipv6_addr : verdict");
+    count(rules, config);
     let entry = [
+        "counter name ip daddr map @flows4",
+        "counter name ip6 daddr map @flows6",
         "ip saddr . ip daddr vmap @turns4",
         "ip6 saddr . ip6 daddr vmap @turns6",
         "ip saddr vmap @callers4",
@@ -57,6 +60,23 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[
     }
     for application in applications {
         instances(rules, config, application);
+    }
+}
+
+/// Beginning of the name of the counter of a service; its id follows.
+pub const FLOWS: &str = "flows_";
+
+/// New flows to each service, by whatever address of it.
+fn count(rules: &mut Ruleset, config: &DatapathConfig) {
+    rules.map("flows4", "ipv4_addr : counter");
+    rules.map("flows6", "ipv6_addr : counter");
+    for service in &config.services {
+        let counter = format!("{FLOWS}{}", service.service);
+        rules.counter(&counter);
+        for address in service.addresses.values().flatten() {
+            let map = if address.is_ipv4() { "flows4" } else { "flows6" };
+            rules.insert(map, address.to_string(), format!("\"{counter}\""));
+        }
     }
 }
 

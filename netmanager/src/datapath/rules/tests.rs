@@ -51,7 +51,7 @@ fn service(number: u8, ready: [bool; 3]) -> Service {
         .enumerate();
     let backends = backends.map(|(copy, (ready, v4))| {
         let policy = Policy::Instance(copy as u32);
-        addresses.insert(policy, vec![[10, 30, 1, copy as u8].into(), v6(policy)]);
+        addresses.insert(policy, vec![[10, 30, number, 100 + copy as u8].into(), v6(policy)]);
         Backend {
             number: copy as u32,
             v4: v4.into(),
