@@ -3,6 +3,7 @@
 use crate::diagnosis;
 use crate::metrics::NetMetrics;
 use crate::peers::{self, Known};
+use crate::sealing::device::Current;
 use crate::service::{NetError, NetService};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Request, State};
@@ -13,7 +14,6 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use roble_proto::local_net::{Attach, Attached, Finding, LocalError, Peer};
 use std::error::Error;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -22,8 +22,8 @@ use tokio::sync::watch;
 pub struct Ways {
     /// Those that this node talks to.
     pub known: watch::Receiver<Vec<Known>>,
-    /// Control socket of the tunnel's worker.
-    pub worker: PathBuf,
+    /// The tunnel's device.
+    pub device: Current,
 }
 
 /// What the handlers need.
@@ -124,7 +124,7 @@ async fn detach(State(api): State<Api>, Path(container): Path<String>) -> Respon
 impl Api {
     async fn peers(&self) -> Vec<Peer> {
         let known = self.ways.known.borrow().clone();
-        peers::look(known, self.ways.worker.clone()).await
+        peers::look(known, &self.ways.device).await
     }
 
     fn refuse(&self, error: &NetError) -> Response {

@@ -13,9 +13,9 @@ use roble_net::api;
 use roble_net::config::{NetConfig, SPEC};
 use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::dns::DnsMetrics;
-use roble_net::follow::Follow;
+use roble_net::follow::{Follow, Shown};
 use roble_net::metrics::NetMetrics;
-use roble_net::sealing;
+use roble_net::sealing::{self, device::Current};
 use roble_net::service::NetService;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,9 +68,10 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let check = health.check("datapath");
     let (open, is_open) = watch::channel(false);
     let (peers, known) = watch::channel(Vec::new());
+    let device = Current::default();
     let ways = api::Ways {
         known,
-        worker: config.worker_socket.clone(),
+        device: device.clone(),
     };
     let router = api::router(service.clone(), counters.clone(), ways, is_open).merge(health::router(health, metrics));
     tracing::info!(
@@ -78,7 +79,14 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     );
     let serving = serve_unix(listener, router, limits(shutdown.deadline()), shutdown.token());
     let serving = tokio::spawn(serving);
-    let follow = Follow::new(&config, service.clone(), names, counters, peers, shutdown.token())?;
+    let follow = Follow::new(
+        &config,
+        service.clone(),
+        names,
+        counters,
+        Shown { peers, device },
+        shutdown.token(),
+    )?;
     let told = follow.start().await?;
     open.send_replace(true);
     let rounds = tokio::spawn(reconcile(service, check, config.reconcile_interval));

@@ -1,12 +1,12 @@
-//! Other nodes as this one reaches them, for people: what the tables say joined with what the tunnel's worker says.
+//! Other nodes as this one reaches them, for people: what the tables say joined with what the tunnel's device says.
 
 use crate::nearness::Nearness;
 use crate::overlay::{self, Own};
+use crate::sealing::device::Current;
 use crate::tier::Told;
 use roble_core::overlay::tunnel::PublicKey;
 use roble_proto::local_net::{Finding, Peer, Way};
-use roble_tunnel::{Client, Device as _, DeviceStatus, PeerStatus};
-use std::path::PathBuf;
+use roble_tunnel::{DeviceStatus, PeerStatus};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A session is renewed every two minutes while there is something to send: one that is older is none.
@@ -20,7 +20,7 @@ pub struct Known {
     key: Option<PublicKey>,
 }
 
-/// Everybody that this node talks to, without what only the worker knows.
+/// Everybody that this node talks to, without what only the device knows.
 pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
     let is_own = |node| own.home.is_some_and(|home| home.node == node);
     let others = told.nodes().filter(|row| !is_own(row.node));
@@ -35,6 +35,7 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
                 way: if vxlan.is_some() { Way::Vxlan } else { Way::None },
                 endpoint: vxlan.map(|address| (address, 0).into()),
                 rtt_ms: nearness.rtt(row.node).map(|rtt| rtt.as_secs_f64() * 1e3),
+                sealed_by: None,
                 handshake_age_s: None,
                 mtu: None,
                 rx_bytes: 0,
@@ -46,15 +47,21 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
     known.collect()
 }
 
-/// The same with what the worker behind `socket` says now.
-pub async fn look(known: Vec<Known>, socket: PathBuf) -> Vec<Peer> {
-    let asked = tokio::task::spawn_blocking(move || Client::new(socket).get());
-    let status = asked.await.ok().and_then(Result::ok);
+/// The same with what the tunnel's device says now.
+pub async fn look(known: Vec<Known>, current: &Current) -> Vec<Peer> {
+    let running = current.running();
+    let by = running.as_ref().map(|running| running.by);
+    let asked = tokio::task::spawn_blocking(move || running.and_then(|running| running.device.get().ok()));
+    let status = asked.await.ok().flatten();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    known
-        .into_iter()
-        .map(|known| join(known, status.as_ref(), now))
-        .collect()
+    let peers = known.into_iter().map(|known| {
+        let by = by.filter(|_| known.key.is_some());
+        Peer {
+            sealed_by: by,
+            ..join(known, status.as_ref(), now)
+        }
+    });
+    peers.collect()
 }
 
 fn join(known: Known, status: Option<&DeviceStatus>, now: Duration) -> Peer {
@@ -103,6 +110,7 @@ mod tests {
                 way: Way::None,
                 endpoint: None,
                 rtt_ms: None,
+                sealed_by: None,
                 handshake_age_s: None,
                 mtu: None,
                 rx_bytes: 0,
