@@ -54,6 +54,32 @@ for address in 10.99.77.2 10.99.77.3; do
     expect "http://$address:18080" "$(head -n1 /tmp/answer | cut -c1-19)" "hello from the edge"
 done
 
+# Between the nodes the kernel's WireGuard seals, without having been asked for.
+for node in n1 n2; do
+    expect "$node: kind of rbl-wg" "$(ip -n roble-dev-$node -d -o link show rbl-wg | grep -ow wireguard)" wireguard
+    roble network routes --socket "/var/lib/roble-dev/$node/net.sock" | tee /tmp/routes
+    expect "$node: other nodes" "$(grep -c ' kernel ' /tmp/routes)" 1
+done
+calls=0
+for process in $(find $groups -mindepth 2 -name cgroup.procs -exec cat {} +); do
+    number=$(tr '\0' '\n' <"/proc/$process/environ" | sed -n 's/^ROBLE_INSTANCE=//p')
+    [ -n "$number" ] || continue
+    other=$((1 - number))
+    roble get instance "hello/web.$other" -o json >/tmp/instance
+    for address in $(sed -n '/"service_addresses"/,/]/p' /tmp/instance | grep -o '"[0-9a-f]*[.:][0-9a-f.:]*"' | tr -d '"'); do
+        case $address in *:*) address="[$address]" ;; esac
+        calls=$((calls + 1))
+        tries=0
+        until nsenter "--net=/proc/$process/ns/net" curl --silent --max-time 5 --output /tmp/answer "http://$address:8080/"; do
+            tries=$((tries + 1))
+            [ $tries -lt 20 ] || fail "instance $number does not reach $address"
+            sleep 1
+        done
+        expect "instance $number calls $address" "$(head -n1 /tmp/answer)" "hello from the edge from hello-web-$other instance $other"
+    done
+done
+expect "calls between the nodes, both families, both ways" $calls 4
+
 roble apply -f /roble/out-of-memory.yaml
 tries=0
 until roble get instance hungry/once.0 -o json >/tmp/instance && grep -q out-of-memory /tmp/instance; do

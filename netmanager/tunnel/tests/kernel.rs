@@ -137,7 +137,7 @@ fn a_wish_repeated_disturbs_nothing_and_the_device_outlives_its_process() {
     // Peers and ranges go, and come back.
     a.set(vec![]);
     assert_eq!(a.status().peers, []);
-    again();
+    a.set(vec![b.as_peer(Some("10.77.0.9"))]);
     echo(&stream, 1, 4);
     // Only what is of the kernel's kind is taken over; all is removed.
     lab.inside("b", || {
@@ -192,7 +192,7 @@ impl Flow {
         let to = SocketAddr::from((to.inner[0], 7100));
         let (ending, counter) = (stop.clone(), sent.clone());
         let answering = stop.clone();
-        std::thread::spawn(move || {
+        let answers = std::thread::spawn(move || {
             let mut bytes = [0; 64];
             while !answering.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = server.recv_from(&mut bytes) {
@@ -215,6 +215,7 @@ impl Flow {
                 lost += u64::from(!is_answered);
                 std::thread::sleep(Duration::from_millis(5));
             }
+            answers.join().unwrap();
             lost
         });
         Self { stop, sent, thread }
