@@ -3,6 +3,7 @@
 use crate::diagnosis;
 use crate::metrics::NetMetrics;
 use crate::peers::{self, Known};
+use crate::sealing::device::Current;
 use crate::service::{NetError, NetService};
 use crate::tier::Told;
 use crate::trace;
@@ -16,7 +17,6 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use roble_proto::local_net::{Attach, Attached, Finding, LocalError, Peer, Question};
 use std::error::Error;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -25,8 +25,8 @@ use tokio::sync::watch;
 pub struct Ways {
     /// Those that this node talks to.
     pub known: watch::Receiver<Vec<Known>>,
-    /// Control socket of the tunnel's worker.
-    pub worker: PathBuf,
+    /// The tunnel's device.
+    pub device: Current,
     /// What is asked of the cluster at first use.
     pub wants: watch::Receiver<Option<Arc<Wants>>>,
     /// What the cluster tells.
@@ -149,7 +149,7 @@ async fn detach(State(api): State<Api>, Path(container): Path<String>) -> Respon
 impl Api {
     async fn peers(&self) -> Vec<Peer> {
         let known = self.ways.known.borrow().clone();
-        let status = peers::status(self.ways.worker.clone()).await;
+        let status = peers::status(&self.ways.device).await;
         peers::look(known, status.as_ref())
     }
 

@@ -3,6 +3,7 @@
 use crate::datapath::Egress;
 use crate::datapath::tunnel::TunnelKind;
 use crate::sealing::SealingConfig;
+use crate::sealing::device::Wanted;
 use roble_core::overlay::block::{Block, ParseBlockError};
 use roble_daemon::config::{COMMON, Config, ExtraFlag, Kind, Setting, Spec, state_dir};
 use std::net::IpAddr;
@@ -51,6 +52,12 @@ pub static SETTINGS: &[Setting] = &[
         "age at which the key of the encrypted tunnel is replaced",
     )
     .default("168h"),
+    Setting::new(
+        "tunnel.device",
+        Kind::Choice(Wanted::NAMES),
+        "what seals packets: the kernel's WireGuard, a worker in user space, or auto: the kernel's if it has one",
+    )
+    .default("auto"),
     Setting::new(
         "tunnel.worker",
         Kind::Path,
@@ -169,6 +176,7 @@ impl NetConfig {
         };
         let worker_socket = config.path("socket").with_file_name(WORKER_SOCKET);
         let sealing = SealingConfig {
+            device: Wanted::from_name(config.string("tunnel.device")),
             worker: config.try_path("tunnel.worker").map_or_else(worker, Into::into),
             socket: worker_socket.clone(),
             port: port("tunnel.port")?,
@@ -221,6 +229,9 @@ mod tests {
         assert_eq!((config.endpoint_range, config.tunnel), (None, None));
         assert_eq!(config.sealing.unwrap().port, 50_103);
         assert_eq!(build(&["--tunnel-kind", "off"]).unwrap().sealing, None);
+        let devices =
+            ["auto", "kernel", "user"].map(|name| build(&["--tunnel-device", name]).unwrap().sealing.unwrap().device);
+        assert_eq!(devices, [Wanted::Auto, Wanted::Kernel, Wanted::User]);
         assert!(!config.clean_up);
         assert_eq!(config.egress, Egress::default());
         let open = build(&["--egress-lan", "allow", "--egress-metadata", "allow"]).unwrap();

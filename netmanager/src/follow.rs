@@ -11,7 +11,8 @@ use crate::nearness::Nearness;
 use crate::overlay::{self, Own};
 use crate::peers::{self, Known};
 use crate::probe;
-use crate::sealing::{Guard, Sealing};
+use crate::sealing::Sealing;
+use crate::sealing::device::{Current, Guard};
 use crate::service::NetService;
 use crate::session::{self, SessionConfig};
 use crate::tier::Told;
@@ -54,6 +55,8 @@ pub struct Follow {
 pub struct Shown {
     /// Other nodes.
     pub peers: watch::Sender<Vec<Known>>,
+    /// The tunnel's device, once there is one.
+    pub device: Current,
     /// What is asked of the cluster at first use, from the start on.
     pub wants: watch::Sender<Option<Arc<Wants>>>,
     /// What the cluster tells.
@@ -75,7 +78,7 @@ impl Follow {
     ) -> anyhow::Result<Self> {
         let now = Timestamp::from_millis(SystemClock.wall());
         let sealing = config.sealing.clone();
-        let sealing = sealing.map(|sealing| Sealing::open(sealing, &config.state_dir, now));
+        let sealing = sealing.map(|sealing| Sealing::open(sealing, &config.state_dir, shown.device.clone(), now));
         Ok(Self {
             session: SessionConfig {
                 state_dir: config.state_dir.clone(),
@@ -224,7 +227,7 @@ impl Follow {
                 changed = hears.changed() => if changed.is_err() { return },
                 changed = home.changed() => if changed.is_err() { return },
                 () = ended(sealed.ok().flatten()) => {
-                    tracing::warn!("tunnel's worker ended; another one is started");
+                    tracing::warn!("the tunnel's device is gone; it is made again");
                     set_last = None;
                 }
                 Some(round) = rounds.recv() => self.hear_round(round, &told, &mut nearness),
@@ -286,7 +289,7 @@ impl Follow {
         }
     }
 
-    /// The worker runs and knows its peers, if there are any. Returns what notices its end.
+    /// The device runs and knows its peers, if there are any. Returns what notices its end.
     async fn seal(&self, told: &Told, own: Own<'_>) -> Result<Option<Guard>, DeviceError> {
         let (Some(sealing), true) = (&self.sealing, own.home.is_some()) else {
             return Ok(None);
@@ -344,7 +347,7 @@ fn rotate(sealing: &Sealing) {
     }
 }
 
-/// Returns when the worker has ended, if there is one.
+/// Returns when the device has ended, if there is one.
 async fn ended(guard: Option<Guard>) {
     match guard {
         Some(guard) => guard.ended().await,

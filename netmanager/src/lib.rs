@@ -11,7 +11,7 @@
 //! | [`nearness`], [`probe`] | what closest and least used lead to; round-trip times to other nodes |
 //! | [`wants`], [`misses`] | services of other applications, asked for at first use; the packets that wait for the answer |
 //! | [`overlay`] | from what the cluster tells to what kernel and name server are given |
-//! | [`sealing`] | this node's end of the encrypted tunnel: keys, worker, peers |
+//! | [`sealing`] | this node's end of the encrypted tunnel: keys, device, peers |
 //! | [`peers`] | other nodes as this one reaches them, for people |
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |

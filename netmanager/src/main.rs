@@ -16,7 +16,7 @@ use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::dns::DnsMetrics;
 use roble_net::follow::{Follow, Shown};
 use roble_net::metrics::NetMetrics;
-use roble_net::sealing;
+use roble_net::sealing::{self, device::Current};
 use roble_net::service::NetService;
 use roble_net::traffic::{self, Traffic};
 use std::sync::Arc;
@@ -71,9 +71,10 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let (open, is_open) = watch::channel(false);
     let ((peers, known), (asked, wants)) = (watch::channel(Vec::new()), watch::channel(None));
     let (tell, told) = watch::channel(Arc::default());
+    let device = Current::default();
     let ways = api::Ways {
         known,
-        worker: config.worker_socket.clone(),
+        device: device.clone(),
         wants,
         told,
     };
@@ -81,6 +82,7 @@ async fn run(config: NetConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     metrics.register(|registry| traffic.register(registry));
     let shown = Shown {
         peers,
+        device,
         wants: asked,
         told: tell,
     };

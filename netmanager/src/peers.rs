@@ -1,12 +1,12 @@
-//! Other nodes as this one reaches them, for people: what the tables say joined with what the tunnel's worker says.
+//! Other nodes as this one reaches them, for people: what the tables say joined with what the tunnel's device says.
 
 use crate::nearness::Nearness;
 use crate::overlay::{self, Own};
+use crate::sealing::device::Current;
 use crate::tier::Told;
 use roble_core::overlay::tunnel::PublicKey;
-use roble_proto::local_net::{Finding, Peer, Way};
-use roble_tunnel::{Client, Device as _, DeviceStatus, PeerStatus};
-use std::path::PathBuf;
+use roble_proto::local_net::{Finding, Peer, SealedBy, Way};
+use roble_tunnel::{DeviceStatus, PeerStatus};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A session is renewed every two minutes while there is something to send: one that is older is none.
@@ -20,7 +20,7 @@ pub struct Known {
     key: Option<PublicKey>,
 }
 
-/// Everybody that this node talks to, without what only the worker knows.
+/// Everybody that this node talks to, without what only the device knows.
 pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
     let is_own = |node| own.home.is_some_and(|home| home.node == node);
     let others = told.nodes().filter(|row| !is_own(row.node));
@@ -35,6 +35,7 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
                 way: if vxlan.is_some() { Way::Vxlan } else { Way::None },
                 endpoint: vxlan.map(|address| (address, 0).into()),
                 rtt_ms: nearness.rtt(row.node).map(|rtt| rtt.as_secs_f64() * 1e3),
+                sealed_by: None,
                 handshake_age_s: None,
                 mtu: None,
                 rx_bytes: 0,
@@ -50,16 +51,27 @@ pub fn known(told: &Told, own: Own<'_>, nearness: &Nearness) -> Vec<Known> {
     known.collect()
 }
 
-/// What the worker behind `socket` says now, if it is there.
-pub async fn status(socket: PathBuf) -> Option<DeviceStatus> {
-    let asked = tokio::task::spawn_blocking(move || Client::new(socket).get());
-    asked.await.ok().and_then(Result::ok)
+/// The tunnel's device: what it is, and how it is.
+pub type Sealer = (SealedBy, DeviceStatus);
+
+/// What the tunnel's device says now, if there is one.
+pub async fn status(current: &Current) -> Option<Sealer> {
+    let running = current.running()?;
+    let asked = tokio::task::spawn_blocking(move || Some((running.by, running.device.get().ok()?)));
+    asked.await.ok().flatten()
 }
 
 /// The same with what the tunnel's device says.
-pub fn look(known: Vec<Known>, status: Option<&DeviceStatus>) -> Vec<Peer> {
+pub fn look(known: Vec<Known>, status: Option<&Sealer>) -> Vec<Peer> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    known.into_iter().map(|known| join(known, status, now)).collect()
+    let peers = known.into_iter().map(|known| {
+        let by = status.map(|(by, _)| *by).filter(|_| known.key.is_some());
+        Peer {
+            sealed_by: by,
+            ..join(known, status.map(|(_, status)| status), now)
+        }
+    });
+    peers.collect()
 }
 
 fn join(known: Known, status: Option<&DeviceStatus>, now: Duration) -> Peer {
@@ -109,6 +121,7 @@ mod tests {
                 way: Way::None,
                 endpoint: None,
                 rtt_ms: None,
+                sealed_by: None,
                 handshake_age_s: None,
                 mtu: None,
                 rx_bytes: 0,

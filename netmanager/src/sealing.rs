@@ -1,31 +1,27 @@
 //! This node's end of the encrypted tunnel: its keys, its worker, and who its peers are.
 //!
-//! Packets are sealed by a process of its own (`roble-tunnel`), which goes on when the net manager does not. It is told
-//! everything each time; what is the same disturbs nothing.
+//! Packets are sealed by the kernel, or by a process of its own (`roble-tunnel`); either goes on when the net manager does
+//! not. It is told everything each time; what is the same disturbs nothing.
+
+pub mod device;
 
 use crate::datapath::sealed::LINK;
 use crate::overlay::{self, Own};
 use crate::tier::Told;
 use anyhow::Context as _;
-use nix::libc;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use device::{Current, Guard, Wanted};
 use roble_core::overlay::row::{NodeRow, Row};
 use roble_core::overlay::tunnel::{PublicKey, TunnelEnd};
 use roble_core::time::Timestamp;
 use roble_daemon::files;
 use roble_tunnel::client::Launch;
-use roble_tunnel::{AllowedIp, Client, Device as _, DeviceConfig, DeviceError, PeerConfig, PrivateKey};
+use roble_tunnel::{AllowedIp, Client, DeviceConfig, DeviceError, PeerConfig, PrivateKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// File of the keys, in the state folder.
 const KEYS: &str = "tunnel-keys.json";
@@ -37,6 +33,8 @@ const KEEPALIVE: u16 = 25;
 /// How the tunnel is set up on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealingConfig {
+    /// What seals.
+    pub device: Wanted,
     /// The program `roble-tunnel`.
     pub worker: PathBuf,
     /// Its control socket.
@@ -74,14 +72,15 @@ pub struct Sealing {
     config: SealingConfig,
     keys: Mutex<Keys>,
     path: PathBuf,
+    current: Current,
 }
 
 impl Sealing {
-    /// Reads the keys, or makes them.
+    /// Reads the keys, or makes them. The device will be in `current`.
     ///
     /// # Errors
     /// If they cannot be read or written.
-    pub fn open(config: SealingConfig, state_dir: &Path, now: Timestamp) -> anyhow::Result<Self> {
+    pub fn open(config: SealingConfig, state_dir: &Path, current: Current, now: Timestamp) -> anyhow::Result<Self> {
         let path = state_dir.join(KEYS);
         let unusable = || format!("{} holds no keys; remove it and new ones are made", path.display());
         let keys = match files::read_optional(&path, MAX_KEYS_BYTES)? {
@@ -104,6 +103,7 @@ impl Sealing {
             config,
             keys: Mutex::new(keys),
             path,
+            current,
         })
     }
 
@@ -143,7 +143,7 @@ impl Sealing {
         }
     }
 
-    /// Starts the worker if it does not run, and tells it who the peers are. Returns what notices its end. `None`: none runs,
+    /// Makes the device if there is none, and tells it who the peers are. Returns what notices its end. `None`: there is none,
     /// and as long as there are no peers none is needed.
     ///
     /// # Errors
@@ -154,35 +154,16 @@ impl Sealing {
             device: LINK.to_owned(),
             socket: self.config.socket.clone(),
         };
-        let device = DeviceConfig {
+        let config = DeviceConfig {
             private_key: PrivateKey::from_hex(&self.keys().key).ok(),
             listen_port: Some(self.config.port),
             replace_peers: true,
             peers: peers(told, own),
             ..DeviceConfig::default()
         };
-        let work = tokio::task::spawn_blocking(move || {
-            if device.peers.is_empty() && Client::new(&launch.socket).get().is_err() {
-                return Ok(None);
-            }
-            let (client, child) = launch.ensure_running()?;
-            client.set(&device)?;
-            let guard = Guard::of(client.socket()).map_err(|source| DeviceError::Socket {
-                socket: client.socket().to_owned(),
-                source,
-            })?;
-            Ok(Some((guard, child)))
-        });
-        let running = work.await.expect("speaking with the worker does not panic")?;
-        let Some((guard, child)) = running else {
-            return Ok(None);
-        };
-        if let Some(mut child) = child {
-            tracing::info!(worker = child.id(), "tunnel's worker started");
-            // It is nobody else's to bury; it may well live longer than this process.
-            std::thread::spawn(move || drop(child.wait()));
-        }
-        Ok(Some(guard))
+        let (current, wanted) = (self.current.clone(), self.config.device);
+        let work = tokio::task::spawn_blocking(move || current.ensure(wanted, &launch, &config));
+        work.await.expect("speaking with the device does not panic")
     }
 }
 
@@ -192,46 +173,6 @@ pub async fn stop_worker(socket: &Path) {
     let stopped = tokio::task::spawn_blocking(move || client.stop()).await;
     if let Ok(Ok(())) = stopped {
         tracing::info!("tunnel's worker stopped");
-    }
-}
-
-/// Notices the end of a worker, be it a child of this process or of one before it: then it may be a zombie for long, which has
-/// an id but is no more.
-#[derive(Debug)]
-pub struct Guard(OwnedFd);
-
-impl Guard {
-    fn of(socket: &Path) -> io::Result<Self> {
-        let worker = getsockopt(&UnixStream::connect(socket)?, PeerCredentials)?;
-        Self::of_process(worker.pid())
-    }
-
-    // There is no call for it in nix.
-    #[allow(unsafe_code)]
-    fn of_process(process: i32) -> io::Result<Self> {
-        // SAFETY: it takes no pointers.
-        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
-        match i32::try_from(number) {
-            // SAFETY: the kernel has just given it, and nobody else has it.
-            Ok(number) if number >= 0 => Ok(Self(unsafe { OwnedFd::from_raw_fd(number) })),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    /// Returns when the worker has ended.
-    #[allow(unsafe_code)]
-    pub async fn ended(&self) {
-        // SAFETY: `self` keeps it open for as long as it is watched.
-        let watched = unsafe { AsyncFd::register_with_interest(self.0.as_fd(), Interest::READABLE) };
-        // It is readable from then on.
-        let readable = match watched {
-            Ok(watched) => watched.readable().await.map(drop),
-            Err(error) => Err(io::Error::from(error)),
-        };
-        if let Err(error) = readable {
-            tracing::error!(%error, "the tunnel's worker is not watched");
-            std::future::pending::<()>().await;
-        }
     }
 }
 
@@ -300,18 +241,6 @@ mod tests {
 
     const fn node(number: u8) -> NodeId {
         NodeId(RawId::from_bytes([number; 12]))
-    }
-
-    #[tokio::test]
-    async fn a_worker_has_ended_before_it_is_buried() {
-        let mut worker = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        let guard = Guard::of_process(worker.id().try_into().unwrap()).unwrap();
-        let mut ended = std::pin::pin!(guard.ended());
-        assert!(futures_util::poll!(&mut ended).is_pending(), "it lives");
-        worker.kill().unwrap();
-        // Nobody has waited for it: it is a zombie.
-        tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
-        worker.wait().unwrap();
     }
 
     fn home() -> Home {
@@ -392,13 +321,14 @@ mod tests {
     fn a_key_that_is_too_old_is_replaced_and_told_as_the_one_before() {
         let folder = tempfile::tempdir().unwrap();
         let config = SealingConfig {
+            device: Wanted::User,
             worker: "roble-tunnel".into(),
             socket: folder.path().join("tunnel.sock"),
             port: 1,
             key_life: Duration::from_secs(60),
         };
         let at = Timestamp::from_millis;
-        let open = || Sealing::open(config.clone(), folder.path(), at(1_000)).unwrap();
+        let open = || Sealing::open(config.clone(), folder.path(), Current::default(), at(1_000)).unwrap();
         let address = IpAddr::from([192, 0, 2, 1]);
         let sealing = open();
         let first = sealing.end(address);
@@ -410,7 +340,9 @@ mod tests {
         assert_ne!(second.key, first.key);
         assert_eq!(open().end(address), second, "and so after a restart");
         std::fs::write(folder.path().join(KEYS), "{}").unwrap();
-        let error = Sealing::open(config.clone(), folder.path(), at(0)).err().unwrap();
+        let error = Sealing::open(config.clone(), folder.path(), Current::default(), at(0))
+            .err()
+            .unwrap();
         assert!(format!("{error:#}").contains("remove it"), "{error:#}");
     }
 }

@@ -207,6 +207,7 @@ mod tests {
 
     fn peer(block: &str, way: Way) -> Peer {
         Peer {
+            sealed_by: None,
             node: NodeId(RawId::MAX),
             cluster: ClusterId(RawId::MIN),
             block: block.parse().unwrap(),

@@ -82,12 +82,12 @@ impl Traffic {
         if read_at.is_some_and(|at| at.elapsed() < FRESH) {
             return;
         }
-        let status = peers::status(self.ways.worker.clone()).await;
+        let status = peers::status(&self.ways.device).await;
         let known = self.ways.known.borrow().clone();
         let told = self.ways.told.borrow().clone();
         let reading = Reading {
             peers: peers::look(known, status.as_ref()),
-            drops: drops(status.as_ref()),
+            drops: drops(status.as_ref().map(|(_, status)| status)),
             services: services(&self.service.overlay(), &told, &self.service.counted().await),
         };
         *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = reading;
@@ -380,6 +380,7 @@ mod tests {
     #[test]
     fn everything_is_rendered_with_its_labels_and_units() {
         let peer = |number: u8, way| Peer {
+            sealed_by: None,
             node: NodeId(RawId::from_bytes([number; 12])),
             cluster: ClusterId(RawId::from_bytes([9; 12])),
             block: "10.18.1.0/26".parse().unwrap(),

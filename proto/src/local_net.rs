@@ -72,6 +72,16 @@ pub enum Way {
     None,
 }
 
+/// What seals and opens the packets of a way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SealedBy {
+    /// The kernel's WireGuard.
+    Kernel,
+    /// The worker `roble-tunnel`.
+    UserSpace,
+}
+
 /// Another node, as this one reaches it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
@@ -83,6 +93,9 @@ pub struct Peer {
     pub block: Block,
     /// How packets travel.
     pub way: Way,
+    /// What seals them here, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_by: Option<SealedBy>,
     /// Where they are sent to.
     pub endpoint: Option<SocketAddr>,
     /// Round-trip time of echoes, milliseconds.

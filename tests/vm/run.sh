@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs the node engine's tests and a whole `roble dev` tree in a small virtual machine that has control groups of version 2
-# only, as most machines have today. Ends with 0 if all holds.
+# Runs the node engine's tests, those of the encrypted tunnel and a whole `roble dev` tree in a small virtual machine that has
+# control groups of version 2 only, as most machines have today, and WireGuard in its kernel. Ends with 0 if all holds.
 #
-#   tests/vm/run.sh                      all, on Debian's kernel
-#   tests/vm/run.sh --only engine|tree   one half
+#   tests/vm/run.sh                             all, on Debian's kernel
+#   tests/vm/run.sh --only engine|tree|tunnel   one part
 #
 # Needs Debian or Ubuntu on x86_64, and what `scripts/install-deps.sh --vm` installs. No KVM: the processor is emulated.
 # Nothing is mounted, started or changed on this machine but files below TARGET/vm.
@@ -13,9 +13,9 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 case "$*" in
-    '') only='tree engine' ;;
-    '--only engine' | '--only tree') only=$2 ;;
-    *) echo "usage: $0 [--only engine|tree]" >&2; exit 2 ;;
+    '') only='tunnel tree engine' ;;
+    '--only engine' | '--only tree' | '--only tunnel') only=$2 ;;
+    *) echo "usage: $0 [--only engine|tree|tunnel]" >&2; exit 2 ;;
 esac
 [ "$(uname -m)" = x86_64 ] || { echo "vm: only for x86_64" >&2; exit 1; }
 
@@ -27,10 +27,39 @@ say() { printf '\n==> %s (%s s)\n' "$*" "$(($(date +%s) - began))"; }
 began=$(date +%s)
 
 say "build"
-cargo build --quiet --bins -p roble-root -p roble-cluster -p roble-node -p roble-net -p roble-cli
-suite=$(cargo test --quiet -p roble-node --lib --no-run --message-format=json |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n1)
-[ -x "$suite" ] || { echo "vm: cargo names no test binary of roble-node" >&2; exit 1; }
+rm -rf "$work/programs" && mkdir "$work/programs"
+# Builds the programs of PACKAGE... for the machine.
+programs() {
+    for package in "$@"; do set -- "$@" -p "$package" && shift; done
+    cargo build --quiet --bins "$@"
+}
+# Builds a test program, for the machine as NAME, with cargo's arguments that follow.
+test_program() {
+    name=$1
+    shift
+    # Programs that its tests start are built too, and named.
+    built=$(cargo test --quiet "$@" --no-run --message-format=json | grep '"test":true},"features"' |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n1)
+    [ -x "$built" ] || { echo "vm: cargo names no test program: $*" >&2; exit 1; }
+    strip --strip-debug -o "$work/programs/$name" "$built"
+}
+take() { for program in "$@"; do strip --strip-debug -o "$work/programs/$program" "$target/debug/$program"; done; }
+for part in $only; do
+    case $part in
+        engine) test_program suite -p roble-node --lib ;;
+        tree)
+            programs roble-root roble-cluster roble-node roble-net roble-tunnel roble-cli
+            take roble roble-root roble-cluster roble-node roble-net roble-tunnel
+            ;;
+        tunnel)
+            # An emulated processor is slow enough.
+            fast='profile.dev.package.roble-tunnel.opt-level=2'
+            test_program suite-tunnel -p roble-tunnel --test tunnel --config "$fast"
+            test_program suite-kernel -p roble-tunnel --test kernel --config "$fast"
+            take roble-tunnel
+            ;;
+    esac
+done
 [ -f "$target/roble-hello.tar" ] || scripts/build-hello.sh
 
 kernel=${ROBLE_VM_KERNEL:-$work/kernel}
@@ -53,14 +82,11 @@ busybox=$(command -v busybox)
 cp "$busybox" "$root/bin/busybox"
 for program in $(busybox --list | grep -v "^busybox$"); do ln -s busybox "$root/bin/$program"; done
 # With the libraries and the loader that each names. These come before busybox in PATH.
-for program in containerd ctr containerd-shim-runc-v2 runc nft ip nsenter tar curl docker-registry htpasswd skopeo umoci; do
+for program in containerd ctr containerd-shim-runc-v2 runc nft ip tc nsenter tar curl docker-registry htpasswd skopeo umoci; do
     path=$(command -v "$program") || { echo "vm: $program is not installed" >&2; exit 1; }
     cp -L "$path" "$root/usr/bin/$program"
 done
-for program in roble roble-root roble-cluster roble-node roble-net; do
-    strip --strip-debug -o "$root/roble/$program" "$target/debug/$program"
-done
-strip --strip-debug -o "$root/roble/suite" "$suite"
+cp "$work"/programs/* "$root/roble/"
 for program in "$root"/usr/bin/* "$root"/roble/*; do
     ldd "$program" 2>/dev/null | sed -n 's|^[^/]*\(/[^ ]*\) (0x.*|\1|p'
 done | sort -u | while read -r library; do

@@ -54,6 +54,60 @@ for address in 10.99.77.2 10.99.77.3; do
     expect "http://$address:18080" "$(head -n1 /tmp/answer | cut -c1-19)" "hello from the edge"
 done
 
+# Waits until rbl-wg of a node is of a kind, and the node's net manager says so too.
+wait_kind() { # NODE KIND SAID
+    tries=0
+    until ip -n "roble-dev-$1" -d -o link show rbl-wg 2>/dev/null | grep -qw "$2" &&
+        roble network routes --socket "/var/lib/roble-dev/$1/net.sock" | tee /tmp/routes | grep -q " $3 "; do
+        tries=$((tries + 1))
+        [ $tries -lt 30 ] || fail "$1: rbl-wg is not of kind $2, said as $3: $(ip -n "roble-dev-$1" -d -o link show rbl-wg 2>&1)"
+        sleep 1
+    done
+    echo "tree: $1 seals by $3"
+    cat /tmp/routes
+}
+# Each instance calls the other, on the other node, by the service addresses of that instance.
+call_each_other() {
+    calls=0
+    for process in $(find $groups -mindepth 2 -name cgroup.procs -exec cat {} +); do
+        number=$(tr '\0' '\n' <"/proc/$process/environ" | sed -n 's/^ROBLE_INSTANCE=//p')
+        [ -n "$number" ] || continue
+        other=$((1 - number))
+        roble get instance "hello/web.$other" -o json >/tmp/instance
+        for address in $(sed -n '/"service_addresses"/,/]/p' /tmp/instance | grep -o '"[0-9a-f]*[.:][0-9a-f.:]*"' | tr -d '"'); do
+            case $address in *:*) address="[$address]" ;; esac
+            calls=$((calls + 1))
+            tries=0
+            until nsenter "--net=/proc/$process/ns/net" curl --silent --max-time 5 --output /tmp/answer "http://$address:8080/"; do
+                tries=$((tries + 1))
+                [ $tries -lt 20 ] || fail "instance $number does not reach $address"
+                sleep 1
+            done
+            expect "instance $number calls $address" "$(head -n1 /tmp/answer)" \
+                "hello from the edge from hello-web-$other instance $other"
+        done
+    done
+    expect "calls between the nodes, both families, both ways" $calls 4
+}
+# Starts the net manager of a node anew, with another device for the encrypted tunnel.
+restart_net() { # NODE DEVICE
+    kill "$(pgrep -f "roble-net .*--node-name $1\$")"
+    while pgrep -f "roble-net .*--node-name $1\$" >/dev/null; do sleep 1; done
+    ROBLE_NET_TUNNEL_DEVICE=$2 roble dev up
+}
+
+# Between the nodes the kernel's WireGuard seals, without having been asked for; then on one of them the worker; then not.
+wait_kind n1 wireguard kernel
+wait_kind n2 wireguard kernel
+call_each_other
+restart_net n1 user
+wait_kind n1 tun "user space"
+call_each_other
+restart_net n1 auto
+wait_kind n1 wireguard kernel
+call_each_other
+expect "workers left" "$(pgrep roble-tunnel | wc -l)" 0
+
 roble apply -f /roble/out-of-memory.yaml
 tries=0
 until roble get instance hungry/once.0 -o json >/tmp/instance && grep -q out-of-memory /tmp/instance; do
@@ -71,6 +125,7 @@ expect "groups left after the delete" "$(find $groups -mindepth 2 -type d)" ""
 roble apply -f /roble/hello.yaml
 roble wait hello/web --for running --timeout 120s
 roble dev down
+expect "workers left after roble dev down" "$(pgrep roble-tunnel | wc -l)" 0
 expect "groups left after roble dev down" "$(find /sys/fs/cgroup -mindepth 1 -type d)" ""
 expect "links left" "$(ip -o link | grep -c roble || true)" 0
 expect "mounts left" "$(grep -c roble-dev /proc/mounts || true)" 0

@@ -8,7 +8,7 @@ use crate::text;
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
 use roble_core::time::Timestamp;
-use roble_proto::local_net::{Finding, Peer, Way};
+use roble_proto::local_net::{Finding, Peer, SealedBy, Way};
 use serde::de::DeserializeOwned;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -41,6 +41,7 @@ impl View for Peer {
         "NODE",
         "BLOCK",
         "WAY",
+        "SEALED BY",
         "ENDPOINT",
         "RTT",
         "HANDSHAKE",
@@ -64,6 +65,10 @@ impl View for Peer {
             self.node.to_string(),
             self.block.to_string(),
             way.to_owned(),
+            text::or_dash(self.sealed_by.map(|by| match by {
+                SealedBy::Kernel => "kernel",
+                SealedBy::UserSpace => "user space",
+            })),
             text::or_dash(self.endpoint),
             text::or_dash(self.rtt_ms.map(|rtt| format!("{rtt:.1}ms"))),
             text::or_dash(self.handshake_age_s.map(|age| format!("{age}s"))),

@@ -50,6 +50,15 @@ pub enum DeviceError {
         /// An errno of Linux, positive.
         errno: i32,
     },
+    /// The kernel does not do it.
+    #[error("{attempt}")]
+    Kernel {
+        /// What was tried.
+        attempt: &'static str,
+        /// What it says.
+        #[source]
+        source: io::Error,
+    },
     /// The program cannot be started.
     #[error("start the tunnel's worker {program}")]
     Start {

@@ -18,6 +18,7 @@ use crate::key::PublicKey;
 use crate::noise::Identity;
 use crate::routes::Routes;
 use crate::session::Session;
+pub use apply::BadConfig;
 use limits::Limits;
 use paths::Sighting;
 use peer::Peer;

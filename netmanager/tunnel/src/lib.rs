@@ -7,7 +7,8 @@
 //! - Protocol, without I/O or clocks: [`core`] (peers, paths, timers), [`noise`] (handshake), [`session`], [`replay`], [`routes`].
 //! - [`relay`]: what a cluster runs for nodes that cannot reach each other.
 //! - Packets: [`packet`] (cut, joined, answered), [`flows`] (fair queues).
-//! - The kernel: [`sys`], the only place with `unsafe`; [`worker`], the threads.
+//! - [`kernel`]: the kernel's own WireGuard instead of all this, where there is one.
+//! - Packets and sockets: [`sys`], the only place with `unsafe`; [`worker`], the threads.
 //!
 //! Invariants: whatever arrives is counted and harmless; a packet is accepted from the owner of its source address alone;
 //! no allocation per packet; every queue is bounded; a repeated `set` changes nothing.
@@ -18,6 +19,7 @@ pub mod core;
 pub mod counters;
 pub mod flows;
 pub mod fuzz;
+pub mod kernel;
 pub mod key;
 pub mod noise;
 pub mod packet;
@@ -32,5 +34,6 @@ pub mod worker;
 
 pub use client::{Client, Device, DeviceError, Launch};
 pub use counters::{Drops, REASONS, Reason};
+pub use kernel::KernelDevice;
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use types::{AllowedIp, DeviceConfig, DeviceStatus, PeerConfig, PeerStatus};

@@ -2,15 +2,11 @@
 
 mod lab;
 
-use lab::{DEVICE, Lab, PORT, echo, run, wait};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, setsockopt, socket,
-    sockopt,
-};
+use lab::{DEVICE, Lab, PORT, echo, exchange, ping, run, wait};
+use nix::sys::socket::{setsockopt, sockopt};
 use rand::{Rng as _, SeedableRng as _};
 use roble_tunnel::{Device as _, Reason};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::net::SocketAddr;
 
 #[test]
 fn tcp_udp_and_icmp_of_both_families() {
@@ -42,53 +38,6 @@ fn tcp_udp_and_icmp_of_both_families() {
             );
         }
     }
-}
-
-/// A datagram there and back.
-fn exchange(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, length: usize) {
-    let sent: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
-    let mut bytes = vec![0; 65_536];
-    // A datagram is not sent again by anybody: the first one waits for the handshake.
-    client.send_to(&sent, to).unwrap();
-    let (got, from) = wait("a datagram", || server.recv_from(&mut bytes).ok());
-    assert_eq!(bytes[..got], sent);
-    server.send_to(&sent, from).unwrap();
-    let got = wait("its answer", || client.recv(&mut bytes).ok());
-    assert_eq!(bytes[..got], sent);
-}
-
-/// An ICMP echo of so many bytes.
-fn ping(lab: &Lab, from: &str, to: IpAddr, length: usize) {
-    let (v4, v6) = (
-        (AddressFamily::Inet, SockProtocol::Icmp),
-        (AddressFamily::Inet6, SockProtocol::IcmpV6),
-    );
-    let (family, protocol) = if to.is_ipv4() { v4 } else { v6 };
-    let request = if to.is_ipv4() { 8 } else { 128 };
-    lab.inside(from, move || {
-        let socket = socket(family, SockType::Raw, SockFlag::empty(), protocol).unwrap();
-        let timeout = nix::sys::time::TimeVal::new(0, 500_000);
-        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout).unwrap();
-        let mut message = vec![0_u8; 8 + length];
-        message[0] = request;
-        message[4..8].copy_from_slice(&[7, 7, 0, 1]);
-        message[8..]
-            .iter_mut()
-            .zip(0_u64..)
-            .for_each(|(byte, at)| *byte = at as u8);
-        if request == 8 {
-            let sum = roble_tunnel::packet::checksum::sum(&message, 0);
-            message[2..4].copy_from_slice(&roble_tunnel::packet::checksum::finish(sum).to_be_bytes());
-        }
-        let to = SockaddrStorage::from(SocketAddr::new(to, 0));
-        let mut answer = vec![0; 70_000];
-        sendto(socket.as_raw_fd(), &message, &to, MsgFlags::empty()).unwrap();
-        wait("an echo", || {
-            let got = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()?;
-            let body = if request == 8 { &answer[20..got] } else { &answer[..got] };
-            (body[0] != request && body[4..] == message[4..]).then_some(())
-        });
-    });
 }
 
 #[test]
@@ -195,10 +144,10 @@ fn a_worker_is_killed_and_started_again_while_a_stream_runs() {
     echo(&stream, 1, 8);
     assert_eq!(a.status().peers[0].last_handshake, before);
     // And it goes only if it is told to.
-    a.client.stop().unwrap();
+    a.client().stop().unwrap();
     assert!(a.wait_end());
     assert!(!lab.run_in("a", "ip", &["link"]).contains(DEVICE));
-    assert!(a.client.get().is_err() && !a.client.socket().exists());
+    assert!(a.client().get().is_err() && !a.client().socket().exists());
 }
 
 #[test]
@@ -294,14 +243,17 @@ fn marks_are_carried() {
 #[test]
 fn nobody_else_may_control_it() {
     let (_lab, a, _b) = Lab::pair();
-    run("chmod", &["666", a.client.socket().to_str().unwrap()]);
-    run("chmod", &["755", a.client.socket().parent().unwrap().to_str().unwrap()]);
-    let path = a.client.socket().to_str().unwrap();
+    run("chmod", &["666", a.client().socket().to_str().unwrap()]);
+    run(
+        "chmod",
+        &["755", a.client().socket().parent().unwrap().to_str().unwrap()],
+    );
+    let path = a.client().socket().to_str().unwrap();
     let ask = format!(
         "import socket,os;os.setuid(65534);s=socket.socket(socket.AF_UNIX);s.connect('{path}');\ntry:\n s.sendall(b'get=1\\n\\n');print(len(s.recv(9)))\nexcept OSError: print(0)"
     );
     assert_eq!(run("python3", &["-c", &ask]).trim(), "0");
-    assert!(a.client.get().is_ok());
+    assert!(a.client().get().is_ok());
 }
 
 /// Needs `scripts/install-tunnel-peers.sh FOLDER` and `ROBLE_TUNNEL_PEERS=FOLDER`.

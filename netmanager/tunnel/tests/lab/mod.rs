@@ -1,12 +1,18 @@
-//! Nodes as network namespaces of this machine, each with a worker.
+//! Nodes as network namespaces of this machine, each with a device.
 
 use nix::sched::{CloneFlags, setns};
-use roble_tunnel::{Client, Device as _, DeviceConfig, DeviceStatus, PeerConfig, PrivateKey, Reason};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, setsockopt, socket,
+    sockopt,
+};
+use roble_tunnel::{Client, Device, DeviceConfig, DeviceStatus, PeerConfig, PrivateKey, Reason};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -32,7 +38,7 @@ pub fn run(program: &str, args: &[&str]) -> String {
 
 /// Waits until `done` says something.
 pub fn wait<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(value) = done() {
             return value;
@@ -128,16 +134,8 @@ impl Lab {
 
     /// Starts a worker in a namespace; its device gets the addresses and comes up.
     pub fn worker(&self, name: &'static str, inner: [&str; 2]) -> Node {
-        let node = Node {
-            name,
-            netns: self.full(name),
-            client: Client::new(self.folder.path().join(format!("{name}.sock"))),
-            key: PrivateKey::generate(),
-            log: self.folder.path().join(format!("{name}.log")),
-            inner: inner.map(|address| address.parse().unwrap()),
-            child: None,
-        };
-        let node = node.start();
+        let client = Client::new(self.folder.path().join(format!("{name}.sock")));
+        let node = self.node(name, inner, Arc::new(client.clone()), Some(client)).start();
         self.bring_up(name, DEVICE, inner);
         node
     }
@@ -161,22 +159,30 @@ impl Lab {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let node = Node {
-            name,
-            netns: self.full(name),
-            client: Client::new(socket),
-            key: PrivateKey::generate(),
-            log: self.folder.path().join(format!("{name}.log")),
-            inner: inner.map(|address| address.parse().unwrap()),
-            child: Some(child),
-        };
-        wait("a program that serves", || node.client.get().ok());
+        let client = Client::new(socket);
+        let mut node = self.node(name, inner, Arc::new(client.clone()), Some(client));
+        node.child = Some(child);
+        wait("a program that serves", || node.device.get().ok());
         self.run_in(name, "ip", &["link", "set", &device, "mtu", "1420"]);
         self.bring_up(name, &device, inner);
         node
     }
 
-    fn bring_up(&self, name: &str, device: &str, inner: [&str; 2]) {
+    /// A node whose device is there already.
+    pub fn node(&self, name: &'static str, inner: [&str; 2], device: Arc<dyn Device>, client: Option<Client>) -> Node {
+        Node {
+            name,
+            netns: self.full(name),
+            device,
+            client,
+            key: PrivateKey::generate(),
+            log: self.folder.path().join(format!("{name}.log")),
+            inner: inner.map(|address| address.parse().unwrap()),
+            child: None,
+        }
+    }
+
+    pub fn bring_up(&self, name: &str, device: &str, inner: [&str; 2]) {
         for (address, prefix) in inner.into_iter().zip(["/16", "/64"]) {
             let address = format!("{address}{prefix}");
             let mut args = vec!["addr", "add", &address, "dev", device];
@@ -243,10 +249,11 @@ impl Drop for Lab {
     }
 }
 
-/// A namespace with a worker.
+/// A namespace with a device.
 pub struct Node {
     pub name: &'static str,
-    pub client: Client,
+    pub device: Arc<dyn Device>,
+    client: Option<Client>,
     pub key: PrivateKey,
     /// IPv4 and IPv6.
     pub inner: [IpAddr; 2],
@@ -259,15 +266,23 @@ impl Node {
     /// Starts its worker, and waits until it serves.
     pub fn start(mut self) -> Self {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        // Elsewhere than where it was built (tests/vm).
+        let program = std::env::var_os("ROBLE_TUNNEL_PROGRAM");
+        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_roble-tunnel").into());
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.netns))
-            .arg(env!("CARGO_BIN_EXE_roble-tunnel"))
+            .arg(program)
             .args(["--device", DEVICE, "--socket"])
-            .arg(self.client.socket());
+            .arg(self.client().socket());
         self.child = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
-        wait("a worker that serves", || self.client.get().ok());
+        wait("a worker that serves", || self.device.get().ok());
         self
+    }
+
+    /// Its worker's socket.
+    pub fn client(&self) -> &Client {
+        self.client.as_ref().expect("this node has a worker")
     }
 
     /// SIGKILL.
@@ -291,7 +306,7 @@ impl Node {
             peers,
             ..DeviceConfig::default()
         };
-        self.client.set(&config).unwrap();
+        self.device.set(&config).unwrap();
     }
 
     /// How others know it, at an address of the underlay.
@@ -304,7 +319,7 @@ impl Node {
     }
 
     pub fn status(&self) -> DeviceStatus {
-        self.client.get().unwrap()
+        self.device.get().unwrap()
     }
 
     /// Where its only peer is.
@@ -357,4 +372,51 @@ pub fn echo(stream: &TcpStream, megabytes: usize, seed: u8) {
         at += length;
     }
     thread.join().unwrap();
+}
+
+/// A datagram there and back.
+pub fn exchange(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, length: usize) {
+    let sent: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
+    let mut bytes = vec![0; 65_536];
+    // A datagram is not sent again by anybody: the first one waits for the handshake.
+    client.send_to(&sent, to).unwrap();
+    let (got, from) = wait("a datagram", || server.recv_from(&mut bytes).ok());
+    assert_eq!(bytes[..got], sent);
+    server.send_to(&sent, from).unwrap();
+    let got = wait("its answer", || client.recv(&mut bytes).ok());
+    assert_eq!(bytes[..got], sent);
+}
+
+/// An ICMP echo of so many bytes.
+pub fn ping(lab: &Lab, from: &str, to: IpAddr, length: usize) {
+    let (v4, v6) = (
+        (AddressFamily::Inet, SockProtocol::Icmp),
+        (AddressFamily::Inet6, SockProtocol::IcmpV6),
+    );
+    let (family, protocol) = if to.is_ipv4() { v4 } else { v6 };
+    let request = if to.is_ipv4() { 8 } else { 128 };
+    lab.inside(from, move || {
+        let socket = socket(family, SockType::Raw, SockFlag::empty(), protocol).unwrap();
+        let timeout = nix::sys::time::TimeVal::new(0, 500_000);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout).unwrap();
+        let mut message = vec![0_u8; 8 + length];
+        message[0] = request;
+        message[4..8].copy_from_slice(&[7, 7, 0, 1]);
+        message[8..]
+            .iter_mut()
+            .zip(0_u64..)
+            .for_each(|(byte, at)| *byte = at as u8);
+        if request == 8 {
+            let sum = roble_tunnel::packet::checksum::sum(&message, 0);
+            message[2..4].copy_from_slice(&roble_tunnel::packet::checksum::finish(sum).to_be_bytes());
+        }
+        let to = SockaddrStorage::from(SocketAddr::new(to, 0));
+        let mut answer = vec![0; 70_000];
+        sendto(socket.as_raw_fd(), &message, &to, MsgFlags::empty()).unwrap();
+        wait("an echo", || {
+            let got = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()?;
+            let body = if request == 8 { &answer[20..got] } else { &answer[..got] };
+            (body[0] != request && body[4..] == message[4..]).then_some(())
+        });
+    });
 }
