@@ -5,7 +5,7 @@ use roble_e2e::{Done, Loose, Tree, command, wait_for};
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// The machine's own address in the tree's underlay.
 const PUBLIC: &str = "10.99.77.1";
@@ -249,12 +249,33 @@ impl<'a> Site<'a> {
         talk().unwrap_or_default()
     }
 
-    /// Whether packets to whoever has this block go through the relay; `None` if it is no peer.
-    fn is_relayed(&self, block: &str) -> Option<bool> {
+    /// Where packets to whoever has this block go; `None` if it is no peer.
+    fn endpoint(&self, block: &str) -> Option<String> {
         let tunnel = self.tunnel();
         let peer = tunnel.split("public_key=").find(|peer| peer.contains(block))?;
         let endpoint = peer.lines().find_map(|line| line.strip_prefix("endpoint="))?;
-        Some(endpoint == RELAY)
+        Some(endpoint.to_owned())
+    }
+
+    /// Whether packets to whoever has this block go through the relay; `None` if it is no peer.
+    fn is_relayed(&self, block: &str) -> Option<bool> {
+        Some(self.endpoint(block)? == RELAY)
+    }
+
+    /// The router is given another address outside, as by DHCP.
+    fn move_to(&mut self, outside: &'static str) {
+        let router = self.router();
+        ip(&["-n", &router, "addr", "add", &format!("{outside}/24"), "dev", "wan"]);
+        ip(&[
+            "-n",
+            &router,
+            "addr",
+            "del",
+            &format!("{}/24", self.outside),
+            "dev",
+            "wan",
+        ]);
+        self.outside = outside;
     }
 
     fn remove(&self) {
@@ -310,6 +331,42 @@ fn service(name: &str, cluster: &str) -> String {
 fn texts(value: &Value) -> Vec<String> {
     let list = value.as_array().into_iter().flatten();
     list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+/// A connection between two instances over which something is said and answered all the time.
+struct Conversation {
+    echo: Loose,
+    caller: Child,
+}
+
+impl Conversation {
+    fn start(from: &Site<'_>, caller: &str, to: &Site<'_>, called: &str, address: &str) -> Self {
+        let echo = to.spawn_in(
+            called,
+            "import socket\ns=socket.create_server(('0.0.0.0',9001))\nc=s.accept()[0]\nwhile (d:=c.recv(65536)): c.sendall(d)\n",
+            &[],
+        );
+        let caller = from.spawn_in(
+            caller,
+            "import socket,sys,time,select\nwhile True:\n try: s=socket.create_connection((sys.argv[1],9001),5); break\n \
+             except OSError: time.sleep(.1)\ns.settimeout(120)\nn=0\nwhile n<40 or not select.select([sys.stdin],[],[],.02)[0]:\n \
+             s.sendall(b'%08d'%n)\n d=b''\n while len(d)<8: d+=s.recv(8-len(d)) or sys.exit('cut')\n assert int(d)==n\n n+=1\nprint(n)\n",
+            &[address],
+        );
+        let echo = Loose::of(echo);
+        Self { echo, caller }
+    }
+
+    /// Ends it; everything must have been answered.
+    fn end(self) {
+        let said = self.caller.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(
+            said.trim().parse::<u32>().is_ok_and(|rounds| rounds >= 40),
+            "the connection was cut: {said}"
+        );
+        drop(self.echo);
+    }
 }
 
 /// What passes between the sites: all frames of the tree's underlay, while `during` runs.
@@ -379,7 +436,7 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     ];
     let tree = Tree::up_with("nat", &of_the_tree);
     let north = Site::start(&tree, "north", "10.99.77.101");
-    let south = Site::start(&tree, "south", "10.99.77.102");
+    let mut south = Site::start(&tree, "south", "10.99.77.102");
     // At first no way but the relay.
     north.block(south.outside);
     south.block(north.outside);
@@ -475,32 +532,24 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
 
     // A direct way appears: it is taken, and an open connection goes on.
     let address = texts(&shop["addresses"])[0].clone();
-    let mut echo = south.spawn_in(
-        &id(&shop),
-        "import socket\ns=socket.create_server(('0.0.0.0',9001))\nc=s.accept()[0]\nwhile (d:=c.recv(65536)): c.sendall(d)\n",
-        &[],
-    );
-    let open = north.spawn_in(
-        &id(&web),
-        "import socket,sys,time,select\nwhile True:\n try: s=socket.create_connection((sys.argv[1],9001),5); break\n \
-         except OSError: time.sleep(.1)\nn=0\nwhile n<40 or not select.select([sys.stdin],[],[],.02)[0]:\n \
-         s.sendall(b'%08d'%n)\n d=b''\n while len(d)<8: d+=s.recv(8-len(d)) or sys.exit('cut')\n assert int(d)==n\n n+=1\nprint(n)\n",
-        &[&address],
-    );
+    let open = Conversation::start(&north, &id(&web), &south, &id(&shop), &address);
     north.unblock();
     south.unblock();
     wait_for("the direct way", 40, || {
         north.is_relayed(&block(&shop)) == Some(false) && south.is_relayed(&block(&web)) == Some(false)
     });
-    let said = open.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(
-        said.trim().parse::<u32>().is_ok_and(|rounds| rounds >= 40),
-        "the connection was cut: {said}"
-    );
-    let _ = echo.kill();
-    let _ = echo.wait();
+    open.end();
     cells("user-space tunnel", &netns_of(&north, &web), "shop", &shop);
+
+    // The provider gives a site another address: an open connection goes on, and the way is direct again.
+    let open = Conversation::start(&north, &id(&web), &south, &id(&shop), &address);
+    south.move_to("10.99.77.103");
+    wait_for("the way to the new address", 90, || {
+        let endpoint = north.endpoint(&block(&shop)).unwrap_or_default();
+        endpoint.starts_with("10.99.77.103:") && south.is_relayed(&block(&web)) == Some(false)
+    });
+    open.end();
+    greets(&north, &web, "shop", &shop);
 
     // The worker dies: another one is there within seconds, with the same peers.
     let killed = command(
