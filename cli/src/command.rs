@@ -60,8 +60,8 @@ pub(crate) async fn dispatch(cli: Cli, environment: &Environment, console: &mut 
         Command::Completion(completion) => completion::run(&completion, console),
         Command::Dev(verb) => crate::dev::run_verb(verb, environment, console).await,
         Command::Version => version(&cli, environment, console).await,
-        Command::Network(network::Verb::Routes(here)) => node::routes(&here, cli.output, console),
-        Command::Doctor(verb) => node::doctor(&verb, cli.output, console),
+        Command::Network(network::Verb::Routes(here)) => node::routes(&here, cli.output, console).await,
+        Command::Doctor(verb) => node::doctor(&verb, cli.output, console).await,
         command => {
             let target = context::resolve(environment, cli.context.as_deref())?;
             let api = Https::new(&target, cli.request_timeout)?;

@@ -9,12 +9,12 @@ use http::Method;
 use roble_core::ids::TokenId;
 use roble_core::registry::MemberState;
 use roble_daemon::config::{Inputs, Outcome, parse};
+use roble_daemon::request;
 use roble_proto::rest::{CreatedToken, Deleted, NodeView, TokenView};
 use serde::de::DeserializeOwned;
 
 use crate::config::{SOCKET, SPEC};
 use crate::local::{NewToken, Status};
-use crate::request;
 
 /// Words that make the process a command instead of the daemon.
 pub const WORDS: &[&str] = &["token", "nodes", "status"];

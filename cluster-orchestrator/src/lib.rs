@@ -12,7 +12,7 @@
 //! | [`api`], [`streams`], [`rate`] | door for nodes: join, renew, streams |
 //! | [`local`], [`commands`] | door for people at the site, and the commands that use it |
 //! | [`doors`], [`hands`] | questions to the tier; what the tier asks for |
-//! | [`request`], [`refusal`], [`metrics`] | small parts |
+//! | [`refusal`], [`metrics`] | small parts |
 //!
 //! Invariants: nothing that was not stored is acknowledged; everything but new orders works with the root away; who
 //! somebody is comes from a verified certificate alone.
@@ -31,7 +31,6 @@ pub mod membership;
 pub mod metrics;
 pub mod nodes;
 pub mod relay;
-pub mod request;
 pub mod streams;
 pub mod tier;
 pub mod uplink;

@@ -38,6 +38,7 @@ pub mod notify;
 pub mod pki;
 pub mod rate;
 pub mod refusal;
+pub mod request;
 pub mod rng;
 pub mod runtime;
 pub mod serve;

@@ -3,23 +3,17 @@
 use crate::first::{CredentialFile, Invitation};
 use crate::hands::ApiHandle;
 use crate::tier::{Call, Caller};
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use roble_daemon::health::{self, Health};
 use roble_daemon::metrics::Metrics;
-use roble_proto::rest::ErrorBody;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use roble_daemon::request;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Longest answer that is read from the socket.
-const MAX_ANSWER: u64 = 64 * 1024;
 
 /// Where the socket is.
 pub fn socket(state_dir: &Path) -> PathBuf {
@@ -85,35 +79,10 @@ async fn credential(State(inviter): State<Arc<Inviter>>, whose: Option<axum::Jso
 ///
 /// # Errors
 /// If no root runs with this state folder, or it refuses.
-pub fn new_credential(state_dir: &Path, organization: Option<&str>) -> anyhow::Result<Invitation> {
-    let path = socket(state_dir);
-    let mut stream = UnixStream::connect(&path).with_context(|| {
-        format!(
-            "connect to {}: is roble-root running with this --state-dir?",
-            path.display()
-        )
-    })?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    let body = serde_json::to_string(&For {
+pub async fn new_credential(state_dir: &Path, organization: Option<&str>) -> anyhow::Result<Invitation> {
+    let whose = For {
         organization: organization.map(str::to_owned),
-    })?;
-    write!(
-        stream,
-        "POST /v1/credential HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n{body}",
-        body.len()
-    )?;
-    let mut answer = String::new();
-    stream
-        .take(MAX_ANSWER)
-        .read_to_string(&mut answer)
-        .context("read the root's answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the root's answer is cut off")?;
-    if !head.starts_with("HTTP/1.1 200") {
-        match serde_json::from_str::<ErrorBody>(body) {
-            Ok(error) => bail!("{}", error.message),
-            Err(_) => bail!("the root answered {}", head.lines().next().unwrap_or_default()),
-        }
-    }
-    serde_json::from_str(body).context("understand the root's answer")
+    };
+    let answer = request::local(&socket(state_dir), Method::POST, "/v1/credential", Some(&whose)).await;
+    answer.context("ask the root: is roble-root running with this --state-dir?")
 }

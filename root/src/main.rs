@@ -72,7 +72,11 @@ fn credential(organization: Option<&str>) -> anyhow::Result<()> {
     let words = 1 + usize::from(organization.is_some());
     match config::parse(&SPEC, &Inputs::of_command(words))? {
         Outcome::Print(text) => print(&text),
-        Outcome::Run(config) => print(&local::new_credential(config.path("state_dir"), organization)?.to_string()),
+        Outcome::Run(config) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let asked = local::new_credential(config.path("state_dir"), organization);
+            print(&runtime.block_on(asked)?.to_string())
+        }
     }
 }
 

@@ -66,6 +66,7 @@ fn peer(way: Way) -> Path {
         way,
         endpoint: Some(RELAY.parse().unwrap()),
         rtt_ms: Some(1.5),
+        sealed_by: Some(roble_proto::local_net::SealedBy::UserSpace),
         handshake_age_s: (way == Way::None).then_some(400),
         mtu: Some(1420),
         rx_bytes: 0,

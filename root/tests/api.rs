@@ -189,10 +189,7 @@ async fn the_local_socket_makes_credentials_and_a_restart_keeps_everything() {
     let folder = tempfile::tempdir().unwrap();
     let root = start(folder.path()).await;
     let (pin, state) = (root.pin.clone(), folder.path().to_owned());
-    let newer = tokio::task::spawn_blocking(move || local::new_credential(&state, None))
-        .await
-        .unwrap()
-        .unwrap();
+    let newer = local::new_credential(&state, None).await.unwrap();
     let old = serde_json::json!({ "credential": root.invitation.as_ref().unwrap().credential });
     assert_eq!(
         root.stranger().post("/v1/login", &old).await.0,
@@ -224,10 +221,9 @@ async fn an_organization_has_an_owner_who_is_no_admin() {
     let folder = tempfile::tempdir().unwrap();
     let mut root = start(folder.path()).await;
     let first = root.invitation.clone().unwrap();
-    let invited = async |name: &'static str| {
+    let invited = async |name: &str| {
         let state = folder.path().to_owned();
-        let asked = tokio::task::spawn_blocking(move || local::new_credential(&state, Some(name)));
-        asked.await.unwrap()
+        local::new_credential(&state, Some(name)).await
     };
     assert!(invited("not a name").await.is_err());
     let owner = invited("acme").await.unwrap();

@@ -5,20 +5,14 @@ use crate::failure::Failure;
 use crate::flags::Format;
 use crate::output::{self, Page, View};
 use crate::text;
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use http::Method;
 use roble_core::time::Timestamp;
+use roble_daemon::request;
 use roble_proto::local_net::{Finding, Peer, SealedBy, Way};
 use serde::de::DeserializeOwned;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// How long the net manager may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of an answer.
-const MAX_ANSWER: u64 = 16 << 20;
 
 /// Which node.
 #[derive(Debug, Args)]
@@ -84,15 +78,15 @@ impl View for Peer {
 }
 
 /// `roble network routes`.
-pub(crate) fn routes(here: &Here, format: Format, console: &mut Console) -> Result<(), Failure> {
-    let peers: Vec<Peer> = get(&here.socket, "/v1/peers")?;
+pub(crate) async fn routes(here: &Here, format: Format, console: &mut Console) -> Result<(), Failure> {
+    let peers: Vec<Peer> = get(&here.socket, "/v1/peers").await?;
     output::list(console, format, &peers)
 }
 
 /// `roble doctor`: fails if something is wrong.
-pub(crate) fn doctor(verb: &Doctor, format: Format, console: &mut Console) -> Result<(), Failure> {
+pub(crate) async fn doctor(verb: &Doctor, format: Format, console: &mut Console) -> Result<(), Failure> {
     let Doctor::Network(here) = verb;
-    let findings: Vec<Finding> = get(&here.socket, "/v1/findings")?;
+    let findings: Vec<Finding> = get(&here.socket, "/v1/findings").await?;
     match format {
         Format::Json | Format::Yaml => output::document(console, format, &findings)?,
         Format::Name | Format::Table => {
@@ -109,31 +103,8 @@ pub(crate) fn doctor(verb: &Doctor, format: Format, console: &mut Console) -> Re
 }
 
 /// Asks the net manager.
-fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
-    let unreachable = || {
-        anyhow!(
-            "cannot ask the net manager at {}: is roble-net running on this machine, and may you (as root) use its socket?",
-            socket.display()
-        )
-    };
-    let ask = || -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = ask().with_context(unreachable)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(unreachable)?;
-    if !head.starts_with("HTTP/1.1 200") {
-        return Err(Failure::other(format!(
-            "the net manager answers {}",
-            head.lines().next().unwrap_or_default()
-        )));
-    }
-    Ok(serde_json::from_str(body).context("read what the net manager says; is it of another version?")?)
+async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
+    let answer = request::local(socket, Method::GET, path, None::<&()>).await;
+    Ok(answer
+        .context("ask the net manager: is roble-net running on this machine, and may you (as root) use its socket?")?)
 }

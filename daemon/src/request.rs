@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
+use crate::join::error_chain;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use roble_daemon::join::error_chain;
 use roble_proto::limits::HTTP_BODY_BYTES;
 use roble_proto::rest::ErrorBody;
 use serde::Serialize;
