@@ -42,6 +42,8 @@ pub struct Ends {
     pub backends: Vec<Stop>,
     /// Relays that are told of.
     pub relays: Vec<Relay>,
+    /// Whoever asks may see the nodes, too: what is found on them, and where they are.
+    pub is_operator: bool,
 }
 
 /// What became of a question to a node: why there is no answer, for people.
@@ -95,7 +97,10 @@ pub fn judge(ends: Ends, departure: &Told<Departure>, arrivals: &BTreeMap<String
             reason,
         }
     });
-    let ways: Vec<TracedWay> = judged.collect();
+    let mut ways: Vec<TracedWay> = judged.collect();
+    if !ends.is_operator {
+        ways.iter_mut().for_each(hide_node);
+    }
     let (verdict, summary) = obstacle(&ends, departure, &ways).unwrap_or_else(|| overall(&ends, &ways));
     let node = |stop: &Stop| stop.node.clone().unwrap_or_else(|| "?".to_owned());
     let here = left.iter().flat_map(|left| &left.findings);
@@ -111,7 +116,7 @@ pub fn judge(ends: Ends, departure: &Told<Departure>, arrivals: &BTreeMap<String
             .map(move |finding| (node.clone(), finding.clone()))
     });
     let mut findings: Vec<FoundOn> = Vec::new();
-    for (node, finding) in here.chain(there) {
+    for (node, finding) in here.chain(there).filter(|_| ends.is_operator) {
         let found = FoundOn { node, finding };
         if !findings.contains(&found) {
             findings.push(found);
@@ -131,6 +136,14 @@ pub fn judge(ends: Ends, departure: &Told<Departure>, arrivals: &BTreeMap<String
         ways,
         more,
         findings,
+    }
+}
+
+/// Where a node is, and what others have sent to it, is its operator's to know.
+fn hide_node(way: &mut TracedWay) {
+    if let Some(Path::Tunnel { peer: Some(peer), .. }) = &mut way.path {
+        peer.endpoint = None;
+        (peer.rx_bytes, peer.tx_bytes, peer.rx_packets, peer.tx_packets) = (0, 0, 0, 0);
     }
 }
 

@@ -39,6 +39,7 @@ fn ends() -> Ends {
             address: RELAY.parse().unwrap(),
             cluster: Some("public".to_owned()),
         }],
+        is_operator: true,
     }
 }
 
@@ -362,4 +363,25 @@ fn only_some_nodes_are_asked_and_what_they_find_is_said_once() {
     let trace = judge(ends, &Ok(left), &BTreeMap::new());
     assert_eq!((trace.ways.len(), trace.more, trace.findings.len()), (MOST, 12, 1));
     assert_eq!(trace.findings[0].node, "node-1");
+}
+
+#[test]
+fn who_is_no_operator_learns_nothing_of_the_nodes() {
+    let same = Permit::SameApplication;
+    let mut left = departure(&[2], &same, &peer(Way::Direct));
+    left.findings = vec![Finding {
+        code: "range-clash".to_owned(),
+        message: "the route to a network of the site".to_owned(),
+        hint: String::new(),
+    }];
+    let of = |is_operator| {
+        let ends = Ends { is_operator, ..ends() };
+        let trace = judge(ends, &Ok(left.clone()), &arrivals(&same));
+        assert_eq!(trace.verdict, Verdict::Direct);
+        let Some(Path::Tunnel { peer: Some(peer), .. }) = trace.ways[0].path.clone() else {
+            panic!("{trace:?}");
+        };
+        (trace.findings.len(), peer.endpoint.is_some())
+    };
+    assert_eq!((of(true), of(false)), ((1, true), (0, false)));
 }

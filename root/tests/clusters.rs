@@ -106,6 +106,27 @@ async fn a_cluster_runs_what_it_is_told_through_restart_and_revocation() {
         "a log that is not whole does not look whole"
     );
 
+    // A way is asked of the node that holds the caller.
+    let (status, trace) = user.get("/v1/trace/hello%2Fweb.0?to=hello%2Fweb.1&port=80").await;
+    assert_eq!((status, &trace["verdict"]), (200, &"not-attached".into()), "{trace}");
+    assert_eq!(
+        (&trace["name"], &trace["policy"]),
+        (&"1.web.hello.roble".into(), &"1".into())
+    );
+    assert_eq!(trace["ways"][0]["to"]["instance"], "hello/web.1");
+    let (_, closest) = user.get("/v1/trace/hello%2Fweb.0?to=hello%2Fweb&policy=closest").await;
+    assert_eq!(closest["name"], "closest.web.hello.roble");
+    for (wrong, expected) in [
+        ("hello%2Fweb.0?to=hello%2Fnobody", (404, "not-found")),
+        ("hello%2Fweb.9?to=hello%2Fweb", (404, "not-found")),
+        ("hello%2Fweb.0?to=hello%2Fweb&port=1-2", (400, "query-invalid")),
+        ("hello%2Fweb.0?to=hello%2Fweb&policy=nearest", (400, "query-invalid")),
+        ("hello%2Fweb.0", (400, "query-invalid")),
+    ] {
+        let (status, error) = user.get(&format!("/v1/trace/{wrong}")).await;
+        assert_eq!((status, error["code"].as_str().unwrap()), expected, "{wrong}: {error}");
+    }
+
     // A newer stream takes the place of the older one.
     let newer = serve(&root, &own, "north").await;
     tokio::time::timeout(PATIENCE, link)

@@ -73,7 +73,7 @@ impl View for Peer {
     }
 
     fn describe(&self, page: &mut Page, _: Timestamp) {
-        page.entry("Node", &self.node.to_string());
+        page.entry("Node", self.node.to_string());
     }
 }
 

@@ -224,6 +224,8 @@ fn sealed(peer: &Peer, by_kernel: bool, relay: Option<&proto::Relay>) -> String 
     };
     let endpoint = peer.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
     let mut text = match (peer.way, relay) {
+        (Way::Direct, _) if peer.endpoint.is_none() => format!("{sealed}, direct"),
+        (Way::Vxlan, _) if peer.endpoint.is_none() => "VXLAN, not sealed".to_owned(),
         (Way::Vxlan, _) => format!(
             "VXLAN, not sealed, to {}",
             peer.endpoint.map(|end| end.ip().to_string()).unwrap_or_default()

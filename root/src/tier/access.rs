@@ -66,7 +66,7 @@ impl RootTier {
                 follow,
                 tail,
             } => self.open_logs(number, own, &instance, stream, follow, tail, now),
-            Call::Ends(traced) => Some(self.ends(own, &traced, now)),
+            Call::Ends(traced) => Some(self.ends(user, &traced, now)),
             Call::AskNet { instance, about } => self.ask_net(number, own, &instance, about, now),
             // Clusters, nodes and tokens are the operators'.
             _ if !user.is_admin => Some(Err(forbidden())),

@@ -1,6 +1,6 @@
 //! What tracing a way needs of the root: both ends as it knows them, and questions to the nodes.
 
-use super::model::Service;
+use super::model::{Service, User};
 use super::{Answer, GatherKind, Refusal, RootTier, views};
 use crate::trace::{Ends, MOST_ENDPOINTS};
 use roble_core::ids::{InstanceId, OrganizationId};
@@ -27,8 +27,8 @@ pub struct Traced {
 
 impl RootTier {
     /// Both ends of a way.
-    pub(super) fn ends(&self, own: OrganizationId, traced: &Traced, now: Now) -> Answer {
-        let tenant = self.tenant(own);
+    pub(super) fn ends(&self, user: &User, traced: &Traced, now: Now) -> Answer {
+        let tenant = self.tenant(user.organization);
         let (from, caller) = tenant.instance(&traced.from)?;
         let (policy, called) = match tenant.service(&traced.to) {
             Ok(called) => (traced.policy, called),
@@ -70,6 +70,7 @@ impl RootTier {
             port: traced.port,
             backends: backends.map(stop).take(MOST_ENDPOINTS).collect(),
             relays: self.relays(),
+            is_operator: user.is_admin,
         })
     }
 

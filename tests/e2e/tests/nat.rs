@@ -278,6 +278,22 @@ impl<'a> Site<'a> {
         self.outside = outside;
     }
 
+    /// The sum of a metric of the net manager, of the series whose labels contain `label`.
+    fn metric(&self, name: &str, label: &str) -> f64 {
+        let metrics = command(
+            "curl",
+            &["-s", "--unix-socket", &self.path("net.sock"), "http://x/metrics"],
+        )
+        .out;
+        let series = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+        let values = series
+            .filter(|line| line.contains(label))
+            .filter_map(|line| line.rsplit(' ').next());
+        values.map(|value| value.parse::<f64>().expect("a number")).sum()
+    }
+
     fn remove(&self) {
         for namespace in [self.machine(), self.router()] {
             let _ = command("ip", &["netns", "del", &namespace]);
@@ -428,6 +444,31 @@ fn matrix(path: &str, from: &str, service: &str, addresses: &[String]) {
     assert_eq!(whole, 18, "{path}: {}{}", called.out, called.err);
 }
 
+/// An instance of another application is traced to where it ends, before and after a rule names it. `far`: the descriptor of the
+/// one that it calls.
+fn denied_until_a_rule_lets_in(tree: &Tree, far: &str, trace: &impl Fn(&str, &[&str]) -> Value) {
+    let applied = tree.apply(&["application: mail\nservices:\n", &service("out", "north")].concat());
+    assert!(applied.ok, "{}", applied.err);
+    tree.must(&["wait", "mail/out", "--for", "running", "--timeout", "60s"]);
+    let denied = trace("mail/out.0", &["far/shop"]);
+    assert_eq!(denied["verdict"], "denied-at-caller", "{denied}");
+    let says = "put `allow: [{from: mail/out}]` under `services.shop` in the descriptor of far";
+    assert!(
+        denied["summary"].as_str().is_some_and(|text| text.contains(says)),
+        "{denied}"
+    );
+    let greeting = "{GREETING: shop}";
+    let rule = format!("{greeting}\n    allow: [{{from: mail/out, ports: [8080]}}]");
+    let applied = tree.apply(&far.replace(greeting, &rule));
+    assert!(applied.ok, "{}", applied.err);
+    wait_for("the rule to be told on both nodes", 30, || {
+        trace("mail/out.0", &["far/shop", "--port", "8080"])["verdict"] == "relayed"
+    });
+    let other = trace("mail/out.0", &["far/shop", "--port", "8081"]);
+    assert_eq!(other["verdict"], "denied-at-caller", "{other}");
+    assert_eq!(other["rules"][0]["path"], "services.shop.allow[0]", "{other}");
+}
+
 #[test]
 fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     let of_the_tree = [
@@ -500,6 +541,42 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     );
     assert_eq!(north.is_relayed(&block(&shop)), Some(true), "{}", north.tunnel());
     assert_eq!(south.is_relayed(&block(&web)), Some(true), "{}", south.tunnel());
+    // The way is told as it is; at the node it is counted.
+    let trace = |from: &str, to: &[&str]| -> Value {
+        let done = tree.roble(&[&["network", "trace", from], to, &["-o", "json"]].concat());
+        let trace: Value = serde_json::from_str(&done.out).unwrap_or_else(|_| panic!("{}{}", done.out, done.err));
+        let reaches = ["same-node", "vxlan", "relayed", "direct"].contains(&trace["verdict"].as_str().expect("a word"));
+        assert_eq!(done.ok, reaches, "{trace}");
+        trace
+    };
+    for (from, to, verdict) in [
+        ("far/web.0", "far/shop", "relayed"),
+        ("far/shop.0", "closest.web.far.roble", "relayed"),
+        ("far/web.0", "far/also.0", "same-node"),
+        ("far/near.0", "far/other", "vxlan"),
+    ] {
+        // What a node was told, or measures, may be a moment behind.
+        wait_for(&format!("{from} to {to}: {verdict}"), 20, || {
+            trace(from, &[to])["verdict"] == verdict
+        });
+    }
+    let way = trace("far/web.0", &["far/shop"])["ways"][0].clone();
+    assert_eq!(
+        (&way["relay"]["address"], &way["relay"]["cluster"]),
+        (&RELAY.into(), &"dev".into()),
+        "{way}"
+    );
+    assert_eq!(way["path"]["tunnel"]["by_kernel"], false, "{way}");
+    assert!(north.metric("net_peer_path", "path=\"relayed\"") >= 1.0);
+    assert!(north.metric("net_peer_receive_bytes_total", "") > 0.0);
+    assert!(north.metric("net_peer_transmit_packets_total", "") > 0.0);
+    let flows = north.metric("net_service_new_flows_total", "far/shop");
+    assert!(north.ask(&id(&web), &texts(&shop["service_addresses"])[0]).is_some());
+    wait_for("the flow to be counted", 5, || {
+        north.metric("net_service_new_flows_total", "far/shop") > flows
+    });
+    denied_until_a_rule_lets_in(&tree, &text, &trace);
+
     // Every cell of the matrix, but for the direct way.
     let netns_of = |site: &Site<'_>, view: &Value| site.path(&format!("netns/{}", id(view)));
     let dev = |view: &Value| {
@@ -541,6 +618,8 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     open.end();
     cells("user-space tunnel", &netns_of(&north, &web), "shop", &shop);
 
+    assert_eq!(trace("far/web.0", &["far/shop"])["verdict"], "direct");
+
     // The provider gives a site another address: an open connection goes on, and the way is direct again.
     let open = Conversation::start(&north, &id(&web), &south, &id(&shop), &address);
     south.move_to("10.99.77.103");
@@ -559,6 +638,7 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     assert!(killed.ok, "a worker runs");
     greets(&south, &shop, "web", &web);
 
+    tree.must(&["delete", "app", "mail", "--wait"]);
     tree.must(&["delete", "app", "far", "--wait"]);
     north.end();
     south.end();
