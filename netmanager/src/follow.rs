@@ -11,8 +11,8 @@ use crate::nearness::Nearness;
 use crate::overlay::{self, Own};
 use crate::peers::{self, Known};
 use crate::probe;
-use crate::sealing::Sealing;
 use crate::sealing::device::{Current, Guard};
+use crate::sealing::{self, Sealing};
 use crate::service::NetService;
 use crate::session::{self, SessionConfig};
 use crate::tier::Told;
@@ -188,6 +188,10 @@ impl Follow {
             self.shown.told.send_replace(told.clone());
             self.shown.peers.send_replace(peers::known(&told, own, &nearness));
             let sealed = self.seal(&told, own).await;
+            let wanted = match &self.sealing {
+                Some(sealing) => wanted.with_narrow(sealing::narrow(sealing.current(), &told, own).await),
+                None => wanted,
+            };
             let set = if set_last.as_ref() == Some(&wanted) {
                 Ok(())
             } else {

@@ -77,6 +77,7 @@ pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
     let sealed = own.sealed.map(|address| Sealed {
         address,
         blocks: sealed_nodes(told, own).map(|(row, _)| row.block).collect(),
+        narrow: BTreeMap::new(),
     });
     Overlay {
         plan,
@@ -98,6 +99,15 @@ impl Overlay {
             refused: Answers::of(told.rows(), BTreeSet::new()).refused().collect(),
         });
         Self { misses, ..self }
+    }
+
+    /// The same, with the ways that take less than the device, by their blocks' first addresses.
+    #[must_use]
+    pub fn with_narrow(mut self, narrow: BTreeMap<Ipv4Addr, u32>) -> Self {
+        if let Some(sealed) = &mut self.sealed {
+            sealed.narrow = narrow;
+        }
+        self
     }
 
     /// Service addresses that the kernel will know.

@@ -14,11 +14,12 @@ use roble_core::overlay::row::{NodeRow, Row};
 use roble_core::overlay::tunnel::{PublicKey, TunnelEnd};
 use roble_core::time::Timestamp;
 use roble_daemon::files;
+use roble_proto::local_net::SealedBy;
 use roble_tunnel::client::Launch;
 use roble_tunnel::{AllowedIp, Client, DeviceConfig, DeviceError, PeerConfig, PrivateKey};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +30,9 @@ const KEYS: &str = "tunnel-keys.json";
 const MAX_KEYS_BYTES: u64 = 4 << 10;
 /// Between packets that keep a way through a NAT open, seconds: shorter than the usual 30.
 const KEEPALIVE: u16 = 25;
+
+/// Smallest MTU of IPv6.
+const MIN_MTU: u16 = 1280;
 
 /// How the tunnel is set up on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +147,11 @@ impl Sealing {
         }
     }
 
+    /// The device, once there is one.
+    pub fn current(&self) -> &Current {
+        &self.current
+    }
+
     /// Makes the device if there is none, and tells it who the peers are. Returns what notices its end. `None`: there is none,
     /// and as long as there are no peers none is needed.
     ///
@@ -165,6 +174,23 @@ impl Sealing {
         let work = tokio::task::spawn_blocking(move || current.ensure(wanted, &launch, &config));
         work.await.expect("speaking with the device does not panic")
     }
+}
+
+/// Nodes to which the way takes less than the device, by the first addresses of their blocks: the kernel's device tells nobody,
+/// so routes do. The worker tells senders itself.
+pub async fn narrow(current: &Current, told: &Told, own: Own<'_>) -> BTreeMap<Ipv4Addr, u32> {
+    let Some(running) = current.running().filter(|running| running.by == SealedBy::Kernel) else {
+        return BTreeMap::new();
+    };
+    let status = tokio::task::spawn_blocking(move || running.device.get()).await;
+    let Ok(Ok(status)) = status else { return BTreeMap::new() };
+    let narrow = overlay::sealed_nodes(told, own).filter_map(|(row, end)| {
+        let peer = status.peers.iter().find(|peer| peer.public_key.0 == end.key.0)?;
+        // Less than that is not IPv6.
+        let is_narrow = (MIN_MTU..status.mtu).contains(&peer.mtu);
+        is_narrow.then(|| (row.block.network(), peer.mtu.into()))
+    });
+    narrow.collect()
 }
 
 /// Ends a worker that runs, and waits until its socket is gone. None is fine.

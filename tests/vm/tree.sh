@@ -54,13 +54,14 @@ for address in 10.99.77.2 10.99.77.3; do
     expect "http://$address:18080" "$(head -n1 /tmp/answer | cut -c1-19)" "hello from the edge"
 done
 
+# This shell prefers its own `ip`, which knows less.
 # Waits until rbl-wg of a node is of a kind, and the node's net manager says so too.
 wait_kind() { # NODE KIND SAID
     tries=0
-    until ip -n "roble-dev-$1" -d -o link show rbl-wg 2>/dev/null | grep -qw "$2" &&
+    until /usr/bin/ip -n "roble-dev-$1" -d -o link show rbl-wg 2>/dev/null | grep -qw "$2" &&
         roble network routes --socket "/var/lib/roble-dev/$1/net.sock" | tee /tmp/routes | grep -q " $3 "; do
         tries=$((tries + 1))
-        [ $tries -lt 30 ] || fail "$1: rbl-wg is not of kind $2, said as $3: $(ip -n "roble-dev-$1" -d -o link show rbl-wg 2>&1)"
+        [ $tries -lt 30 ] || fail "$1: rbl-wg is not of kind $2, said as $3: $(/usr/bin/ip -n "roble-dev-$1" -d -o link show rbl-wg 2>&1)"
         sleep 1
     done
     echo "tree: $1 seals by $3"
@@ -78,7 +79,7 @@ call_each_other() {
             case $address in *:*) address="[$address]" ;; esac
             calls=$((calls + 1))
             tries=0
-            until nsenter "--net=/proc/$process/ns/net" curl --silent --max-time 5 --output /tmp/answer "http://$address:8080/"; do
+            until /usr/bin/nsenter "--net=/proc/$process/ns/net" curl --silent --max-time 5 --output /tmp/answer "http://$address:8080/"; do
                 tries=$((tries + 1))
                 [ $tries -lt 20 ] || fail "instance $number does not reach $address"
                 sleep 1
@@ -100,6 +101,17 @@ restart_net() { # NODE DEVICE
 wait_kind n1 wireguard kernel
 wait_kind n2 wireguard kernel
 call_each_other
+# A way that takes less than the device: senders are told by the route.
+/usr/bin/ip -n roble-dev-n1 route add 10.99.77.3/32 dev eth0 mtu 1400
+tries=0
+until [ "$(/usr/bin/ip -n roble-dev-n1 route show dev rbl-wg | grep -c 'mtu 1340')" = 1 ] &&
+    [ "$(/usr/bin/ip -n roble-dev-n1 -6 route show dev rbl-wg | grep -c 'mtu 1340')" = 1 ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 90 ] || fail "no route is as narrow as its way: $(/usr/bin/ip -n roble-dev-n1 route show dev rbl-wg)"
+    sleep 1
+done
+echo "tree: $(/usr/bin/ip -n roble-dev-n1 route show dev rbl-wg | grep mtu)"
+/usr/bin/ip -n roble-dev-n1 route del 10.99.77.3/32 dev eth0
 restart_net n1 user
 wait_kind n1 tun "user space"
 call_each_other

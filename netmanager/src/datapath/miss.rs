@@ -115,7 +115,16 @@ pub async fn ensure(
         (services_v6.into(), 16),
     ];
     for (network, prefix) in ranges.into_iter().filter(|(network, _)| network.is_ipv4() || has_v6) {
-        ensure_route(node, link.index, To::Device { network, prefix }).await?;
+        ensure_route(
+            node,
+            link.index,
+            To::Device {
+                network,
+                prefix,
+                mtu: None,
+            },
+        )
+        .await?;
     }
     Ok(())
 }

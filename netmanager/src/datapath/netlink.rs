@@ -5,7 +5,7 @@ use super::DatapathError;
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope, RouteType};
 use rtnetlink::{Error, Handle, LinkUnspec, RouteMessageBuilder};
 use std::net::IpAddr;
 
@@ -31,6 +31,8 @@ pub enum To {
         network: IpAddr,
         /// Leading bits that its addresses have in common.
         prefix: u8,
+        /// Largest packet, if the way takes less than the device.
+        mtu: Option<u32>,
     },
 }
 
@@ -124,7 +126,12 @@ fn route(index: u32, to: To) -> RouteMessage {
             let route = route.destination_prefix(network, prefix).expect(fits);
             route.gateway(gateway).expect(fits).onlink().build()
         }
-        To::Device { network, prefix } => on_link(route.destination_prefix(network, prefix).expect(fits), network),
+        To::Device { network, prefix, mtu } => {
+            let mut route = on_link(route.destination_prefix(network, prefix).expect(fits), network);
+            let metrics = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+            route.attributes.extend(metrics);
+            route
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use super::netlink::{To, ensure_address, ensure_mtu, ensure_route, ensure_up};
 use super::{DatapathConfig, DatapathError, sysctl, tunnel};
 use roble_core::overlay::block::Block;
 use rtnetlink::Handle;
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Name of the device.
 pub const LINK: &str = "rbl-wg";
@@ -23,6 +23,8 @@ pub struct Sealed {
     pub address: IpAddr,
     /// Blocks of the nodes behind it.
     pub blocks: Vec<Block>,
+    /// Largest packet to a block, by its first address, where its way takes less than the device and nobody else tells senders.
+    pub narrow: BTreeMap<Ipv4Addr, u32>,
 }
 
 /// Brings the routes over `device` to what they shall be.
@@ -48,7 +50,8 @@ pub async fn ensure(
     for block in sealed.blocks.iter().filter(|block| **block != config.range) {
         for network in tunnel::both(&config.plan, block.network(), has_v6) {
             let prefix = block.prefix() + if network.is_ipv6() { 96 } else { 0 };
-            ensure_route(node, device.index, To::Device { network, prefix }).await?;
+            let mtu = sealed.narrow.get(&block.network()).copied();
+            ensure_route(node, device.index, To::Device { network, prefix, mtu }).await?;
             networks.insert((network, prefix));
         }
     }

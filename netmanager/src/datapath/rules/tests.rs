@@ -99,6 +99,7 @@ fn config() -> DatapathConfig {
         sealed: Some(Sealed {
             address: [192, 0, 2, 1].into(),
             blocks: vec!["10.19.0.0/26".parse().unwrap()],
+            narrow: std::collections::BTreeMap::new(),
         }),
         nodes: vec![RemoteNode {
             node: NodeId(raw(4, 1)),
