@@ -1,7 +1,9 @@
 #!/bin/sh
-# Makes an image archive out of one static binary, without network and without a daemon.
+# Makes an image archive out of one static binary, or of a folder with all that a program needs, without network and without
+# a daemon.
 #
 #   scripts/build-image.sh NAME BINARY OUT.tar [ENTRYPOINT_NAME]
+#   scripts/build-image.sh NAME FOLDER OUT.tar PROGRAM_IN_FOLDER
 #   scripts/build-image.sh docker.io/library/roble-hello:latest target/.../hello hello.tar
 #
 # The archive is an OCI image layout with a docker `manifest.json` beside it, so that both `ctr images import` and
@@ -9,14 +11,18 @@
 set -eu
 
 if [ $# -lt 3 ]; then
-    echo "usage: $0 NAME BINARY OUT.tar [ENTRYPOINT_NAME]" >&2
+    echo "usage: $0 NAME BINARY|FOLDER OUT.tar [ENTRYPOINT_NAME]" >&2
     exit 2
 fi
 name=$1 binary=$2 out=$3 entry=${4:-$(basename "$2")}
 
+folder=
+if [ -d "$binary" ]; then
+    folder=$binary binary=$binary/$entry
+fi
 [ -f "$binary" ] || { echo "build-image: no such file: $binary" >&2; exit 1; }
 # An image of one file has no loader: a dynamic binary would fail with `no such file or directory` at its start.
-if LC_ALL=C ldd "$binary" 2>&1 | grep -q '=>'; then
+if [ -z "$folder" ] && LC_ALL=C ldd "$binary" 2>&1 | grep -q '=>'; then
     echo "build-image: $binary is not static; build it with RUSTFLAGS='-C target-feature=+crt-static'" >&2
     exit 1
 fi
@@ -37,7 +43,11 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/rootfs/etc" "$work/rootfs/tmp" "$work/image/blobs/sha256"
 chmod 0755 "$work/rootfs" "$work/rootfs/etc"
 chmod 1777 "$work/rootfs/tmp"
-install -m 0755 "$binary" "$work/rootfs/$entry"
+if [ -n "$folder" ]; then
+    cp -r "$folder/." "$work/rootfs/"
+else
+    install -m 0755 "$binary" "$work/rootfs/$entry"
+fi
 printf 'root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n' >"$work/rootfs/etc/passwd"
 printf 'root:x:0:\nnonroot:x:65532:\n' >"$work/rootfs/etc/group"
 chmod 0644 "$work/rootfs/etc/passwd" "$work/rootfs/etc/group"
@@ -54,7 +64,8 @@ blob() { # FILE: moves it among the blobs; sets $digest and $size
     mv "$1" "$work/image/blobs/sha256/$digest"
 }
 
-archive "$work/rootfs" "$work/layer.tar" etc tmp "$entry"
+# shellcheck disable=SC2046 # Names at the top have no spaces.
+archive "$work/rootfs" "$work/layer.tar" $(cd "$work/rootfs" && ls)
 blob "$work/layer.tar"
 layer=$digest layer_size=$size
 

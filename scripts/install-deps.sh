@@ -6,7 +6,7 @@ set -eu
 
 rust_needed=1.95
 packages="containerd runc protobuf-compiler nftables iproute2 util-linux gcc libc6-dev ca-certificates curl"
-tests="mosquitto strace python3 procps iperf3 busybox-static docker-registry apache2-utils skopeo umoci"
+tests="mosquitto strace python3 procps iperf3 busybox-static docker-registry apache2-utils skopeo umoci ffmpeg"
 case ${1:-} in
     --tests) packages="$packages $tests" ;;
     --vm) packages="$packages $tests qemu-system-x86 e2fsprogs binutils" ;;

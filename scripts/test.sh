@@ -19,6 +19,7 @@ stage "build"
 cargo build --workspace --bins --quiet
 cargo test --workspace --no-run --quiet
 scripts/build-hello.sh
+scripts/build-ffmpeg.sh
 stage "tests"
 cargo test --workspace -- --test-threads=2
 stage "planted bugs: each must be caught"

@@ -248,6 +248,17 @@ impl Tree {
         self.bin.parent().expect("target").join("roble-hello.tar")
     }
 
+    /// Gives every node the image of `examples/video.yaml`.
+    pub fn import_ffmpeg(&self) {
+        let image = self.bin.parent().expect("target").join("roble-ffmpeg.tar");
+        assert!(
+            image.is_file(),
+            "{} is missing: run scripts/build-ffmpeg.sh",
+            image.display()
+        );
+        self.must(&["dev", "import", "--folder", &self.path(""), &image.to_string_lossy()]);
+    }
+
     /// The log of a daemon.
     pub fn log(&self, daemon: &str) -> String {
         std::fs::read_to_string(self.path(&format!("logs/{daemon}.log"))).unwrap_or_default()

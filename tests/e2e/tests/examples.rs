@@ -60,6 +60,26 @@ fn every_example_runs() {
     drop(tree.down());
 }
 
+/// Frames that the recorder of `examples/video.yaml` says have come: the last count of each time it listened.
+fn frames(tree: &Tree) -> u64 {
+    let log = tree.roble(&["logs", "video/recorder.0"]).out;
+    let counts = log
+        .lines()
+        .filter_map(|line| line.split_once("frame=")?.1.trim().parse().ok());
+    counts.max().unwrap_or(0)
+}
+
+#[test]
+fn video_comes_from_the_camera_to_the_recorder() {
+    let tree = Tree::up("video");
+    tree.import_ffmpeg();
+    let applied = tree.apply_file("examples/video.yaml");
+    assert!(applied.ok, "{}", applied.err);
+    wait_for("a hundred frames", 180, || frames(&tree) >= 100);
+    tree.must(&["delete", "app", "video", "--wait"]);
+    drop(tree.down());
+}
+
 #[test]
 fn a_label_that_no_node_has_keeps_an_example_waiting_and_says_why() {
     let tree = Tree::up("placed");
