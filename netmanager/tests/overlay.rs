@@ -160,6 +160,25 @@ fn three_thousand_connections_of_callers_in_no_order_are_shared_exactly() {
     }
 }
 
+#[test]
+fn what_is_traced_is_what_the_kernel_has() {
+    let mut site = Site::new(1);
+    for name in ["b0", "x"] {
+        site.add(name, 0, Some(1));
+    }
+    site.service(1, 1, &[0]);
+    site.apply();
+    site.is_in_force(0, true);
+    site.node(0, "nft", &["add", "table", "inet", "other"]);
+    site.is_in_force(0, true);
+    site.node(0, "nft", &["insert", "rule", "inet", "roble", "between", "drop"]);
+    for _ in 0..2 {
+        site.is_in_force(0, false);
+    }
+    site.apply();
+    site.is_in_force(0, true);
+}
+
 /// A connection to a service that stays open; which backend it reached.
 struct Talk(BufReader<TcpStream>);
 

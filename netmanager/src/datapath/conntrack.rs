@@ -14,6 +14,7 @@ const CT_DELETE: u16 = (1 << 8) | 2;
 const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
 const NESTED: u16 = 1 << 15;
+const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -84,16 +85,15 @@ pub fn translated() -> io::Result<BTreeSet<(IpAddr, IpAddr)>> {
 /// If the kernel does not tell.
 pub fn tally(is_meant: impl Fn(IpAddr) -> bool) -> io::Result<BTreeMap<(IpAddr, IpAddr), u64>> {
     let mut counts = BTreeMap::new();
-    for family in [AF_INET, AF_INET6] {
-        netfilter::dump(&open()?, CT_GET, &[family, 0, 0, 0], |_, attributes| {
-            if let Some((_, to, answered_by)) = ends(attributes)
-                && to != answered_by
-                && is_meant(to)
-            {
-                *counts.entry((to, answered_by)).or_default() += 1;
-            }
-        })?;
-    }
+    // Both families at once: the kernel goes through all of its table for each request.
+    netfilter::dump(&open()?, CT_GET, &[AF_UNSPEC, 0, 0, 0], |_, attributes| {
+        if let Some((_, to, answered_by)) = ends(attributes)
+            && to != answered_by
+            && is_meant(to)
+        {
+            *counts.entry((to, answered_by)).or_default() += 1;
+        }
+    })?;
     Ok(counts)
 }
 

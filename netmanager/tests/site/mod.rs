@@ -46,6 +46,8 @@ enum Request {
     Set(Box<DatapathConfig>, bool),
     Restart,
     CleanUp,
+    /// Whether the kernel has the rules that were loaded.
+    InForce(bool),
 }
 
 struct Container {
@@ -126,6 +128,11 @@ fn node(netns: &str, state: PathBuf, holds: Option<&Holds>) -> mpsc::Sender<(Req
                         assert_eq!(failed, expected, "{failures:?}");
                     }
                     Request::Restart => datapath = KernelDatapath::new(&state),
+                    Request::InForce(expected) => {
+                        let in_force = datapath.in_force().await.unwrap();
+                        assert_eq!(in_force.is_whole, expected);
+                        assert!(in_force.links.iter().any(|link| link.name == "lo"));
+                    }
                     Request::CleanUp => datapath.clean_up().await.unwrap(),
                 }
                 done.send(()).unwrap();
@@ -335,6 +342,11 @@ impl Site {
     /// Sets a node whose tunnel cannot be.
     pub fn apply_without_tunnel(&self, node: usize) {
         self.request(node, Request::Set(Box::new(self.config(node)), true));
+    }
+
+    /// Checks whether a node's kernel has the rules that were loaded.
+    pub fn is_in_force(&self, node: usize, expected: bool) {
+        self.request(node, Request::InForce(expected));
     }
 
     /// As after `kill -9`.
