@@ -8,6 +8,7 @@
 # Needs Debian or Ubuntu on x86_64, and what `scripts/install-deps.sh --vm` installs. No KVM: the processor is emulated.
 # Nothing is mounted, started or changed on this machine but files below TARGET/vm.
 #   ROBLE_VM_KERNEL    folder with boot/vmlinuz-* and lib/modules/*; without it Debian's package is downloaded, not installed
+#   ROBLE_VM_TESTS     of the part `tunnel`: only tests whose name contains this
 #   ROBLE_VM_TIMEOUT   seconds until the machine is given up (1800)
 set -eu
 cd "$(dirname "$0")/../.."
@@ -97,6 +98,7 @@ cp "$target/roble-hello.tar" examples/hello.yaml tests/vm/out-of-memory.yaml tes
 cp tests/vm/init.sh "$root/init"
 chmod 755 "$root/init"
 echo "$only" >"$root/roble/only"
+echo "${ROBLE_VM_TESTS:-}" >"$root/roble/tests"
 # A client of registries needs some authorities, also for one without TLS.
 mkdir -p "$root/etc/ssl/certs"
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"

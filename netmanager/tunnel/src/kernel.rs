@@ -30,7 +30,7 @@ const QUICK_LOOK: Duration = Duration::from_millis(50);
 /// How long a change of keys is looked at so closely.
 const QUICK_LIFE: Duration = Duration::from_secs(900);
 /// How long the kernel has to send a sign of life before it is told the next address.
-const GLANCE: Duration = Duration::from_millis(10);
+const GLANCE_TIME: Duration = Duration::from_millis(10);
 /// How long this device keeps a key that was replaced: as long as the worker understands one.
 const KEY_DELAY: Duration = Duration::from_secs(600);
 /// What a sign of life is provoked with if there shall be none otherwise, seconds.
@@ -261,13 +261,21 @@ impl KernelDevice {
                 moves.push((used, peer.endpoint, known.keepalive, told));
             }
         }
-        for (key, endpoint, keepalive, told) in moves {
+        let (mut pokes, mut glances) = (Vec::new(), Vec::new());
+        for (key, back, keepalive, told) in moves {
             match told {
                 Move::Stay => {}
-                Move::Go(to) => state.tell(&self.name, poke(key, Some(to), keepalive))?,
-                Move::Glance(others) => state.glance(&self.name, key, endpoint, keepalive, &others)?,
+                Move::Go(to) => pokes.extend(poke(key, Some(to), keepalive)),
+                Move::Glance(others) => glances.push(Glance {
+                    key,
+                    back,
+                    keepalive,
+                    others,
+                }),
             }
         }
+        state.tell(&self.name, pokes)?;
+        state.glance(&self.name, glances)?;
         let since = *state.changing_since.get_or_insert(now);
         if !is_changing {
             state.changing_since = None;
@@ -277,6 +285,15 @@ impl KernelDevice {
         let pause = if is_quick { QUICK_LOOK } else { LOOK };
         Ok(due.map_or(pause, |due| due.min(pause)))
     }
+}
+
+/// A look at other addresses of a peer.
+struct Glance {
+    key: PublicKey,
+    /// Where packets went.
+    back: Option<SocketAddr>,
+    keepalive: u16,
+    others: Vec<SocketAddr>,
 }
 
 /// The entry of a peer that carries its packets.
@@ -337,27 +354,34 @@ impl State {
         self.tell(name, pokes)
     }
 
-    /// A sign of life to each of `others`, for a moment in which everything goes there.
-    fn glance(
-        &mut self,
-        name: &str,
-        key: PublicKey,
-        back: Option<SocketAddr>,
-        keepalive: u16,
-        others: &[SocketAddr],
-    ) -> io::Result<()> {
-        let mut told = Ok(());
-        for other in others {
-            // One that cannot be sent to is no reason not to look at the next.
-            told = told.and(self.tell(name, poke(key, Some(*other), keepalive)));
-            std::thread::sleep(GLANCE);
+    /// Signs of life to others of the peers' addresses, for a moment in which everything goes there. Who answers within it is
+    /// not taken back.
+    fn glance(&mut self, name: &str, mut glances: Vec<Glance>) -> io::Result<()> {
+        let most = glances.iter().map(|glance| glance.others.len()).max().unwrap_or(0);
+        for turn in 0..most {
+            let at = |glance: &Glance| glance.others.get(turn).copied();
+            let pokes = glances
+                .iter()
+                .filter_map(|glance| Some(poke(glance.key, Some(at(glance)?), glance.keepalive)));
+            self.tell(name, pokes.flatten().collect())?;
+            let before = self.found(name)?;
+            std::thread::sleep(GLANCE_TIME);
+            let after = self.found(name)?;
+            // What came by another way would have moved it there.
+            let is_answered = |glance: &Glance| {
+                let (before, after) = (before.peers.get(&glance.key), after.peers.get(&glance.key));
+                before.zip(after).is_some_and(|(before, after)| {
+                    after.endpoint.is_some() && after.endpoint == at(glance) && after.rx_bytes > before.rx_bytes
+                })
+            };
+            glances.retain(|glance| !is_answered(glance));
         }
-        let back = PeerChange {
+        let back = glances.iter().map(|glance| PeerChange {
             update_only: true,
-            endpoint: back,
-            ..PeerChange::new(key)
-        };
-        self.tell(name, vec![back]).and(told)
+            endpoint: glance.back,
+            ..PeerChange::new(glance.key)
+        });
+        self.tell(name, back.collect())
     }
 }
 
