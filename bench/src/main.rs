@@ -4,9 +4,11 @@
 //! Nothing here passes or fails: figures are for people. Only one tree may be up on a machine.
 
 mod deploy;
+mod first_packet;
 mod idle;
 mod overlay;
 mod peer;
+mod placed;
 mod probe;
 mod process;
 mod report;
@@ -15,6 +17,8 @@ mod stats;
 mod traffic;
 mod tree;
 mod tunnel;
+mod video;
+mod vxlan;
 
 use clap::{Parser, ValueEnum};
 
@@ -39,6 +43,12 @@ enum Name {
     NetIdle,
     /// TCP through the encrypted tunnel in user space, against gotatun, boringtun and wireguard-go.
     Tunnel,
+    /// TCP to a container of the same node, and of another one over VXLAN, against a bare link and a bare VXLAN.
+    Vxlan,
+    /// The first connection to a service that nobody on the node has asked for.
+    FirstPacket,
+    /// Frames of video through the tunnel, alone and beside a bulk TCP stream.
+    Video,
 }
 
 /// Benchmarks against peers.
@@ -74,6 +84,9 @@ fn main() -> anyhow::Result<()> {
         Name::Attach => overlay::attach(rounds(100))?,
         Name::NetIdle => overlay::net_idle(rounds(3))?,
         Name::Tunnel => tunnel::run(rounds(7), seconds(5))?,
+        Name::Vxlan => vxlan::run(rounds(7), seconds(3))?,
+        Name::FirstPacket => first_packet::run(rounds(40))?,
+        Name::Video => video::run(rounds(5), seconds(20))?,
     };
     println!("\n{machine}\n{}", report::table(&rows));
     Ok(())

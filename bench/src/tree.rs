@@ -1,4 +1,4 @@
-//! A tree of real daemons with one node, as `roble dev` starts it, and its daemons started alone.
+//! A tree of real daemons, mostly with one node, as `roble dev` starts it, and its daemons started alone.
 
 use crate::process::{Owned, output, start_time, wait_for};
 use anyhow::{Context as _, bail};
@@ -25,18 +25,26 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Starts a tree. `environment`: for its daemons, e.g. other settings.
+    /// Starts a tree of one node. `environment`: for its daemons, e.g. other settings.
     ///
     /// # Errors
     /// Something is missing, another tree is up, or a daemon does not start.
     pub fn up(environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::of_nodes(1, environment)
+    }
+
+    /// The same with so many nodes: `n1`, `n2`, ...
+    ///
+    /// # Errors
+    /// As [`Tree::up`].
+    pub fn of_nodes(nodes: u32, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         let bin = binaries()?;
         if Path::new(BRIDGE).exists() {
             bail!("another tree is up on this machine; end it with `roble dev down` (and its --folder) first");
         }
         let folder = PathBuf::from(format!("/tmp/roble-bench-{}", std::process::id()));
         let tree = Self { folder, bin };
-        let mut up = tree.command(&["dev", "up", "--nodes", "1", "--folder", &tree.path("")]);
+        let mut up = tree.command(&["dev", "up", "--nodes", &nodes.to_string(), "--folder", &tree.path("")]);
         output(up.envs(environment.iter().copied()))?;
         Ok(tree)
     }

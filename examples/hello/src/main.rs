@@ -82,11 +82,11 @@ fn main() -> ExitCode {
     if let Some(address) = flags.call {
         thread::spawn(move || call(&address));
     }
-    if let Some(port) = flags.echo {
-        if let Err(error) = echo::start(port, &hello.greeting_line()) {
-            eprintln!("hello: echo at port {port}: {error}");
-            return ExitCode::FAILURE;
-        }
+    if let Some(port) = flags.echo
+        && let Err(error) = echo::start(port, &hello.greeting_line())
+    {
+        eprintln!("hello: echo at port {port}: {error}");
+        return ExitCode::FAILURE;
     }
     match listen() {
         Ok(listener) => serve(listener, &hello, signals),

@@ -237,7 +237,7 @@ fn worker(tree: &Tree, node: &str) -> Option<Pid> {
     let found = numbers.find(|number| {
         let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        words[0].ends_with(b"roble-tunnel") && words.iter().any(|word| *word == socket.as_bytes())
+        words[0].ends_with(b"roble-tunnel") && words.contains(&socket.as_bytes())
     })?;
     Some(Pid::from_raw(found))
 }

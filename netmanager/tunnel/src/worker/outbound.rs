@@ -80,7 +80,11 @@ fn read_all(worker: &Worker, flows: &mut Flows) -> bool {
             worker.drops.add(Reason::QueueFull);
         }
         match worker.tun.read(flows.bytes(place)) {
-            Ok(length) if length > VNET => flows.push(place, length, VNET),
+            Ok(length) if length > VNET => {
+                if flows.push(place, length, VNET) {
+                    worker.drops.add(Reason::QueueFull);
+                }
+            }
             Ok(_) => {
                 worker.drops.add(Reason::BadFrame);
                 flows.give_back(place);
