@@ -194,6 +194,7 @@ fn profile() -> wire::Profile {
             largest_free: vec![resources(), resources()],
         }],
         software: "0.1.0".to_owned(),
+        revision: 2,
     }
 }
 
