@@ -29,7 +29,8 @@ for part in $(cat /roble/only); do
         # asked in Python, which is not here.
         tunnel)
             export ROBLE_TUNNEL_PROGRAM=/roble/roble-tunnel
-            timeout 900 suite-kernel $(cat /roble/tests) --test-threads=1 --nocapture &&
+            timeout 60 suite-sealer $(cat /roble/tests) &&
+                timeout 900 suite-kernel $(cat /roble/tests) --test-threads=1 --nocapture &&
                 timeout 600 suite-tunnel $(cat /roble/tests) --test-threads=1 --skip nobody_else_may_control_it \
                     --skip the_other_end_may_be_another_program
             ;;

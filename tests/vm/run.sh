@@ -58,6 +58,7 @@ for part in $only; do
             test_program suite-tunnel -p roble-tunnel --test tunnel --config "$fast"
             test_program suite-kernel -p roble-tunnel --test kernel --config "$fast"
             take roble-tunnel
+            test_program suite-sealer -p roble-net --test sealer
             ;;
     esac
 done

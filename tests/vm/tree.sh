@@ -90,10 +90,12 @@ call_each_other() {
     done
     expect "calls between the nodes, both families, both ways" $calls 4
 }
+workers() { cat /proc/[0-9]*/comm 2>/dev/null | grep -c '^roble-tunnel$' || true; }
 # Starts the net manager of a node anew, with another device for the encrypted tunnel.
 restart_net() { # NODE DEVICE
-    kill "$(pgrep -f "roble-net .*--node-name $1\$")"
-    while pgrep -f "roble-net .*--node-name $1\$" >/dev/null; do sleep 1; done
+    process=$(cut -d' ' -f1 "/var/lib/roble-dev/$1-net.pid")
+    kill "$process"
+    while grep -qs roble-net "/proc/$process/comm"; do sleep 1; done
     ROBLE_NET_TUNNEL_DEVICE=$2 roble dev up
 }
 
@@ -118,7 +120,7 @@ call_each_other
 restart_net n1 auto
 wait_kind n1 wireguard kernel
 call_each_other
-expect "workers left" "$(pgrep roble-tunnel | wc -l)" 0
+expect "workers left" "$(workers)" 0
 
 roble apply -f /roble/out-of-memory.yaml
 tries=0
@@ -137,7 +139,7 @@ expect "groups left after the delete" "$(find $groups -mindepth 2 -type d)" ""
 roble apply -f /roble/hello.yaml
 roble wait hello/web --for running --timeout 120s
 roble dev down
-expect "workers left after roble dev down" "$(pgrep roble-tunnel | wc -l)" 0
+expect "workers left after roble dev down" "$(workers)" 0
 expect "groups left after roble dev down" "$(find /sys/fs/cgroup -mindepth 1 -type d)" ""
 expect "links left" "$(ip -o link | grep -c roble || true)" 0
 expect "mounts left" "$(grep -c roble-dev /proc/mounts || true)" 0

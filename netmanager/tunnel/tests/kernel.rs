@@ -424,11 +424,11 @@ fn two_sites_behind_nats_are_relayed_and_then_find_a_direct_way() {
         }
         let flow = Flow::start(&lab, "a", &b);
         wait("a direct way", || {
-            echo(&stream, 1, 2);
             let is_direct = |own, other| !way(own, other).endpoint_relayed;
             (is_direct(&a, &b) && is_direct(&b, &a)).then_some(())
         });
         assert_eq!(way(&a, &b).endpoint.unwrap().ip().to_string(), "203.0.113.2");
+        echo(&stream, 1, 2);
         let (sent, lost) = flow.end();
         eprintln!("{kinds:?}: direct; {lost} of {sent} datagrams lost meanwhile");
         // And back, when it is blocked again.
