@@ -11,6 +11,8 @@ use std::time::Duration;
 const SESSION_LIFE: Duration = Duration::from_secs(180);
 /// The kernel begins a handshake every 5 s at most (`REKEY_TIMEOUT`, and a third of a second by chance).
 const TURN: Duration = Duration::from_secs(6);
+/// A relay passes nothing on before it has heard both ends: it gets three tries of the kernel.
+const RELAY_TURN: Duration = Duration::from_secs(17);
 /// The same, if nobody has answered for [`LONG`].
 const SLOW_TURN: Duration = Duration::from_secs(12);
 const LONG: Duration = Duration::from_secs(90);
@@ -212,10 +214,10 @@ impl Ways {
             }
             return Move::Stay;
         };
-        let pause = if now.saturating_sub(lost) < LONG {
-            TURN
-        } else {
-            SLOW_TURN
+        let pause = match now.saturating_sub(lost) < LONG {
+            _ if self.is_relay(look.endpoint) => RELAY_TURN,
+            true => TURN,
+            false => SLOW_TURN,
         };
         if now.saturating_sub(tried) < pause {
             return Move::Stay;
@@ -351,7 +353,7 @@ mod tests {
             (
                 "without a session: the relay, then one after the other",
                 Peer::new(true, &[LAN, WAN]),
-                26,
+                48,
                 silent,
                 vec![go(LAN), go(WAN), go(RELAY), go(LAN)],
             ),

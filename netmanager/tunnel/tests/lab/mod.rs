@@ -230,7 +230,7 @@ impl Lab {
 
     pub fn connect(&self, from: &str, to: SocketAddr) -> TcpStream {
         let stream = self.inside(from, move || {
-            TcpStream::connect_timeout(&to, Duration::from_secs(10)).unwrap()
+            TcpStream::connect_timeout(&to, Duration::from_secs(60)).unwrap()
         });
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
