@@ -265,16 +265,9 @@ impl<'a> Site<'a> {
     /// The router is given another address outside, as by DHCP.
     fn move_to(&mut self, outside: &'static str) {
         let router = self.router();
-        ip(&["-n", &router, "addr", "add", &format!("{outside}/24"), "dev", "wan"]);
-        ip(&[
-            "-n",
-            &router,
-            "addr",
-            "del",
-            &format!("{}/24", self.outside),
-            "dev",
-            "wan",
-        ]);
+        for (verb, address) in [("del", self.outside), ("add", outside)] {
+            ip(&["-n", &router, "addr", verb, &format!("{address}/24"), "dev", "wan"]);
+        }
         self.outside = outside;
     }
 
