@@ -81,7 +81,7 @@ fn main() -> anyhow::Result<()> {
         Name::Start => start::run(rounds(9))?,
         Name::ServiceIp => overlay::service_ip(rounds(7), seconds(3))?,
         Name::Latency => overlay::latency(rounds(9))?,
-        Name::Attach => overlay::attach(rounds(100))?,
+        Name::Attach => overlay::attach(rounds(50))?,
         Name::NetIdle => overlay::net_idle(rounds(3))?,
         Name::Tunnel => tunnel::run(rounds(7), seconds(5))?,
         Name::Vxlan => vxlan::run(rounds(7), seconds(3))?,
