@@ -66,7 +66,7 @@ impl Tun {
     /// # Errors
     /// The device is gone.
     pub fn mtu(&self) -> io::Result<u16> {
-        let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?;
+        let socket = UdpSocket::bind("0.0.0.0:0").or_else(|_| UdpSocket::bind("[::]:0"))?;
         let mut request = named(&self.name)?;
         control(
             socket.as_fd(),
@@ -83,7 +83,7 @@ impl Tun {
     /// # Errors
     /// `EINVAL` if the kernel does not take it.
     pub fn set_mtu(&self, mtu: u16) -> io::Result<()> {
-        let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?;
+        let socket = UdpSocket::bind("0.0.0.0:0").or_else(|_| UdpSocket::bind("[::]:0"))?;
         let mut request = named(&self.name)?;
         request.ifr_ifru.ifru_mtu = mtu.into();
         control(
