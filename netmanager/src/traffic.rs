@@ -19,7 +19,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use roble_core::ids::ServiceId;
-use roble_proto::local_net::{Peer, Way};
+use roble_proto::local_net::{Peer, SealedBy, Way};
 use roble_tunnel::{DeviceStatus, REASONS};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -87,7 +87,12 @@ impl Traffic {
         let told = self.ways.told.borrow().clone();
         let reading = Reading {
             peers: peers::look(known, status.as_ref()),
-            drops: drops(status.as_ref().map(|(_, status)| status)),
+            drops: drops(
+                status
+                    .as_ref()
+                    .filter(|(by, _)| *by == SealedBy::UserSpace)
+                    .map(|(_, status)| status),
+            ),
             services: services(&self.service.overlay(), &told, &self.service.counted().await),
         };
         *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = reading;
@@ -175,17 +180,23 @@ impl Collector for Shown {
             "Bytes of sealed datagrams to a node",
             counts(|peer| peer.tx_bytes),
         )?;
+        // The kernel's WireGuard counts no packets.
+        let packets = |of: fn(&Peer) -> u64| {
+            let counted =
+                of_peers().filter(|(_, peer)| peer.way != Way::Vxlan && peer.sealed_by != Some(SealedBy::Kernel));
+            counted.map(move |(labels, peer)| (labels, of(peer)))
+        };
         counter(
             out,
             "peer_receive_packets",
             "Packets of a node",
-            counts(|peer| peer.rx_packets),
+            packets(|peer| peer.rx_packets),
         )?;
         counter(
             out,
             "peer_transmit_packets",
             "Packets to a node",
-            counts(|peer| peer.tx_packets),
+            packets(|peer| peer.tx_packets),
         )?;
         let every = |of: fn(&Peer) -> u64| of_peers().map(move |(labels, peer)| (labels, of(peer)));
         counter(out, "peer_probes", "Echoes sent to a node", every(|peer| peer.probes))?;

@@ -4,7 +4,7 @@
 use super::model::{self, Event as Happening};
 use super::{Act, Answer, Change, Gather, GatherKind, Refusal, RootTier, parse_token};
 use rand::RngCore;
-use roble_core::ids::{ChildId, ClusterId, OrganizationId};
+use roble_core::ids::{ChildId, ClusterId, InstanceId, OrganizationId};
 use roble_core::placement::{Explanation, Profile};
 use roble_core::registry::{JoinToken, Member, MemberState, TokenKind, TokenOptions};
 use roble_core::tier::{Output, Write};
@@ -270,6 +270,15 @@ impl RootTier {
         )
     }
 
+    /// An instance, and the cluster that holds it.
+    pub(super) fn held(&self, own: OrganizationId, reference: &str) -> Result<(InstanceId, ChildId), Refusal> {
+        let (instance, _) = self.tenant(own).instance(reference)?;
+        let holder = self.children.orchestrator().holder(instance);
+        let nowhere = || format!("`{reference}` is nowhere now; `roble explain {reference}` tells why");
+        let holder = holder.ok_or_else(|| Refusal::new("not-placed", nowhere()))?;
+        Ok((instance, holder))
+    }
+
     #[allow(clippy::too_many_arguments)]
     pub(super) fn open_logs(
         &mut self,
@@ -281,13 +290,9 @@ impl RootTier {
         tail: Option<u32>,
         now: Now,
     ) -> Option<Answer> {
-        let instance = match self.tenant(own).instance(reference) {
-            Ok((instance, _)) => instance,
+        let (instance, holder) = match self.held(own, reference) {
+            Ok(held) => held,
             Err(refusal) => return Some(Err(refusal)),
-        };
-        let Some(holder) = self.children.orchestrator().holder(instance) else {
-            let message = format!("`{reference}` is nowhere yet; `roble explain {reference}` tells why");
-            return Some(Err(Refusal::new("not-placed", message)));
         };
         let logs = Some(wire::LogOptions { follow, tail });
         let what = What::OpenStream(wire::OpenStream {

@@ -1,7 +1,7 @@
 //! What tracing a way needs of the root: both ends as it knows them, and questions to the nodes.
 
 use super::model::{Service, User};
-use super::{Answer, GatherKind, Refusal, RootTier, views};
+use super::{Answer, GatherKind, RootTier, views};
 use crate::trace::{Ends, MOST_ENDPOINTS};
 use roble_core::ids::{InstanceId, OrganizationId};
 use roble_core::overlay::row::{Policy, Row, name_of};
@@ -111,13 +111,9 @@ impl RootTier {
         about: About,
         now: Now,
     ) -> Option<Answer> {
-        let instance = match self.tenant(own).instance(reference) {
-            Ok((instance, _)) => instance,
+        let (instance, holder) = match self.held(own, reference) {
+            Ok(held) => held,
             Err(refusal) => return Some(Err(refusal)),
-        };
-        let Some(holder) = self.children.orchestrator().holder(instance) else {
-            let message = format!("`{reference}` is nowhere now; `roble explain {reference}` tells why");
-            return Some(Err(Refusal::new("not-placed", message)));
         };
         let what = What::AskNet(wire::AskNet {
             instance: instance.to_string(),
