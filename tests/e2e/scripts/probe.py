@@ -1,6 +1,6 @@
 """Inside an instance's network.
 
-- `serve`: answers what the others ask.
+- `serve`: answers what the others ask; says `ready` when it listens.
 - `call NAME ENDPOINT4 ENDPOINT6 SERVICE4 SERVICE6` prints a line per cell: protocol, family and kind of address; at its end how many
   of its calls were answered.
 - `reach ADDRESS...` prints a line per protocol and address: `1` at its end if it was answered, else `0`.
@@ -35,6 +35,7 @@ def serve():
                 stream.sendall(stream.recv(65536))
 
     threading.Thread(target=streams, daemon=True).start()
+    print("ready", flush=True)
     while True:
         data, caller = udp.recvfrom(65536)
         udp.sendto(data, caller)

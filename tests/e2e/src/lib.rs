@@ -434,6 +434,30 @@ pub fn wait_for(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// The texts of a list in what `roble` printed.
+pub fn texts(value: &Value) -> Vec<String> {
+    let list = value.as_array().into_iter().flatten();
+    list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+/// `scripts/probe.py`: calls and answers of every protocol, family and kind of address.
+pub const PROBE: &str = include_str!("../scripts/probe.py");
+
+/// Answers the probe's calls in an instance's network; it listens when this returns.
+pub fn serve(netns: &str) -> Loose {
+    let mut server = Command::new("nsenter")
+        .arg(format!("--net={netns}"))
+        .args(["python3", "-c", PROBE, "serve"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 starts");
+    let mut ready = [0; 6];
+    let said = server.stdout.as_mut().expect("piped").read_exact(&mut ready);
+    said.expect("it listens");
+    Loose(server)
+}
+
 /// The body of `GET /` of an HTTP server, if it answers.
 pub fn get(address: &str) -> Option<String> {
     let address = address.parse().expect("an address and a port");

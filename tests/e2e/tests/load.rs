@@ -3,8 +3,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use roble_e2e::{Tree, wait_for};
-use serde_json::Value;
+use roble_e2e::{Tree, texts, wait_for};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -240,11 +239,6 @@ fn worker(tree: &Tree, node: &str) -> Option<Pid> {
         words[0].ends_with(b"roble-tunnel") && words.contains(&socket.as_bytes())
     })?;
     Some(Pid::from_raw(found))
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    let list = value.as_array().into_iter().flatten();
-    list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
 }
 
 /// The example, with an echo beside each server's page and a client on each node.

@@ -1,7 +1,7 @@
 //! Services of sites behind NATs that let nothing in: both sites have the same inner addresses, and the way between their
 //! nodes is encrypted, relayed until a direct one is found.
 
-use roble_e2e::{Done, Loose, Tree, command, wait_for};
+use roble_e2e::{Done, Loose, PROBE, Tree, command, serve, texts, wait_for};
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -11,8 +11,6 @@ use std::process::{Child, Command, Stdio};
 const PUBLIC: &str = "10.99.77.1";
 /// The relay of the tree's own cluster, which has no NAT before it.
 const RELAY: &str = "10.99.77.1:50104";
-/// Calls and answers of every protocol, family and kind of address.
-const PROBE: &str = include_str!("../scripts/probe.py");
 /// Never seen on the wire.
 const MARKER: &str = "marker-that-nobody-else-may-read";
 
@@ -99,7 +97,6 @@ impl<'a> Site<'a> {
     /// Nothing gets through to the other site's router, or again.
     fn block(&self, other: &str) {
         self.nft(&format!("add rule ip site blocked ip daddr {other} drop"));
-        let _ = inside(&self.router(), &["conntrack", "-F"]);
     }
 
     fn unblock(&self) {
@@ -337,11 +334,6 @@ fn service(name: &str, cluster: &str) -> String {
     )
 }
 
-fn texts(value: &Value) -> Vec<String> {
-    let list = value.as_array().into_iter().flatten();
-    list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
-}
-
 /// A connection between two instances over which something is said and answered all the time.
 struct Conversation {
     echo: Loose,
@@ -407,16 +399,6 @@ fn wiretap(during: impl FnOnce()) -> Vec<u8> {
     drop(tap.stdin.take());
     tap.wait().expect("it ends");
     reading.join().expect("what was seen")
-}
-
-/// A server for the matrix in an instance's network.
-fn serve(netns: &str) -> Loose {
-    let server = Command::new("nsenter")
-        .arg(format!("--net={netns}"))
-        .args(["python3", "-c", PROBE, "serve"])
-        .stdin(Stdio::null())
-        .spawn();
-    Loose::of(server.expect("python3 starts"))
 }
 
 /// Every protocol, family and kind of address over one path; prints the cells and fails if one is not whole.

@@ -1,6 +1,6 @@
 //! Services find and reach each other: names and service addresses, over both nodes of a tree, with real containers.
 
-use roble_e2e::{Tree, command, wait_for};
+use roble_e2e::{Tree, command, texts, wait_for};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -13,11 +13,6 @@ fn ask(tree: &Tree, node: &str, instance: &str, address: &str) -> Option<String>
         &[&format!("--net={netns}"), "timeout", "5", "bash", "-c", &script],
     );
     done.out.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned())
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    let list = value.as_array().into_iter().flatten();
-    list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
 }
 
 /// Where an instance is: its id and its node.

@@ -1,9 +1,8 @@
 //! What listens in every namespace of a tree is what docs/network.md says, and from a container nothing else is reached.
 
-use roble_e2e::{Tree, command, wait_for};
+use roble_e2e::{PROBE, Tree, command, wait_for};
 use std::collections::{BTreeMap, BTreeSet};
 
-const PROBE: &str = include_str!("../scripts/probe.py");
 const PAGE: &str = include_str!("../../../docs/network.md");
 /// Published by an instance of each node.
 const PUBLISHED: u16 = 18_098;

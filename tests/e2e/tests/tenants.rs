@@ -1,12 +1,9 @@
 //! Two organisations with the same applications and services on the same nodes: each reaches its own by every address and name,
 //! and nothing of the other.
 
-use roble_e2e::{Done, Loose, Tree, command, wait_for};
+use roble_e2e::{Done, PROBE, Tree, command, serve, texts, wait_for};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
-
-const PROBE: &str = include_str!("../scripts/probe.py");
 
 /// One of each on every node, as the port of the node is told; and a second application that lets the first one in by its name.
 fn descriptor(port: u16) -> String {
@@ -64,20 +61,6 @@ impl Tenant<'_> {
         self.tree
             .path(&format!("{}/netns/{}", node.expect("a node"), id.expect("an id")))
     }
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    let list = value.as_array().into_iter().flatten();
-    list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
-}
-
-fn serve(netns: &str) -> Loose {
-    let server = Command::new("nsenter")
-        .arg(format!("--net={netns}"))
-        .args(["python3", "-c", PROBE, "serve"])
-        .stdin(Stdio::null())
-        .spawn();
-    Loose::of(server.expect("python3 starts"))
 }
 
 /// What the probe prints, by the words before the last.
