@@ -1,9 +1,9 @@
-//! Lays the program out for a small resident size; docs/benchmarks.md has the figures.
+//! Build script of every daemon: lays the program out for a small resident size; docs/benchmarks.md has the figures.
 
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../daemon/layout.rs");
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     if variable("CARGO_CFG_TARGET_OS") != "linux" || variable("CARGO_CFG_TARGET_ENV") != "gnu" {
         return;
