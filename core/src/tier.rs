@@ -1,5 +1,5 @@
 //! What every tier is to the shell around it: a machine without I/O. Events go in; writes and acts come out, and the
-//! shell performs no act before the writes are on disk.
+//! shell performs no act before the writes are on disk, but for what others tell again.
 
 use crate::ids::OrganizationId;
 use crate::time::{Boottime, Now};
@@ -16,6 +16,8 @@ pub struct Write {
     pub id: String,
     /// The new value; `None` deletes.
     pub value: Option<Vec<u8>>,
+    /// No act waits for it; see [`Write::retold`].
+    pub is_retold: bool,
 }
 
 impl Write {
@@ -26,6 +28,7 @@ impl Write {
             kind,
             id: id.to_string(),
             value: Some(value),
+            is_retold: false,
         }
     }
 
@@ -36,7 +39,15 @@ impl Write {
             kind,
             id: id.to_string(),
             value: None,
+            is_retold: false,
         }
+    }
+
+    /// The same change; `is_retold`: of what others know, who tell it again if it is lost, so that acts need not wait for the disk.
+    #[must_use]
+    pub const fn retold(mut self, is_retold: bool) -> Self {
+        self.is_retold = is_retold;
+        self
     }
 
     /// The same change below an organization.
@@ -63,7 +74,7 @@ pub struct Record {
 /// What one event led to.
 #[derive(Debug)]
 pub struct Output<A> {
-    /// To be on disk before any of `acts` is performed.
+    /// To be on disk before any of `acts` is performed, unless all of them [`are_retold`](Self::are_retold).
     pub writes: Vec<Write>,
     /// To be performed in this order.
     pub acts: Vec<A>,
@@ -79,6 +90,11 @@ impl<A> Default for Output<A> {
 }
 
 impl<A> Output<A> {
+    /// Whether the acts need not wait for the writes. If one of them must be on disk, all must: the order of acts is kept.
+    pub fn are_retold(&self) -> bool {
+        self.writes.iter().all(|write| write.is_retold)
+    }
+
     /// Adds what another step led to.
     pub fn append(&mut self, mut other: Self) {
         self.writes.append(&mut other.writes);

@@ -1,8 +1,9 @@
 //! The shell around a tier: feeds it events, puts its writes on disk, then performs its acts. The same for every daemon.
 //!
 //! Events that wait are taken together, their writes go to disk in as few transactions as the limits allow, and only
-//! then are the acts performed, in order. If the store fails, the loop ends with an error: nothing that was not stored
-//! is ever acknowledged, and the daemon starts again from what is on disk.
+//! then are the acts performed, in order. Acts come first only if all that is to be written is told again by whoever knows it.
+//! If the store fails, the loop ends with an error: nothing that was not stored is ever acknowledged, and the daemon starts again
+//! from what is on disk.
 
 use crate::clock::Clock;
 use crate::failpoint;
@@ -236,16 +237,22 @@ where
             next_tick = time.boot.as_millis() + TICK.as_millis() as u64;
             out.append(tier.tick(time, &mut rng));
         }
+        let mut act = |acts: Vec<_>| {
+            for act in acts {
+                failpoint!("shell.before-act");
+                hands.act(act);
+                failpoint!("shell.after-act");
+            }
+        };
+        if out.are_retold() {
+            act(std::mem::take(&mut out.acts));
+        }
         if !out.writes.is_empty() {
             failpoint!("shell.decided");
             write(&*store, out.writes).await?;
             failpoint!("shell.written");
         }
-        for act in out.acts {
-            failpoint!("shell.before-act");
-            hands.act(act);
-            failpoint!("shell.after-act");
-        }
+        act(out.acts);
         look(&tier);
     }
 }

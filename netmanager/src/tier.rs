@@ -174,9 +174,10 @@ impl NetTier {
                 ChildOutput::Send(frame) => out.acts.push(Act::Send(frame.encode_to_vec())),
                 ChildOutput::Order { key, value } => match decode_row(&key, &value) {
                     Ok(row) => {
+                        out.writes
+                            .push(Write::put(ROW, &key, value).retold(!row.gives_addresses()));
                         self.told.rows.insert(row.key(), row);
                         self.is_changed = true;
-                        out.writes.push(Write::put(ROW, &key, value));
                     }
                     Err(error) => out.acts.push(Act::Violation(format!("row {key}: {error}"))),
                 },

@@ -312,7 +312,8 @@ impl ClusterTier {
             TablesOutput::Heard(child, key @ RowKey::Want(..), Some(Row::Want(want))) => {
                 let value = encode_row(&Row::Want(want.clone()));
                 if self.overlay.server.set_wanted(child, key, Some(want)) {
-                    out.writes.push(Write::put(WANT, want_id(child, key), value));
+                    out.writes
+                        .push(Write::put(WANT, want_id(child, key), value).retold(true));
                 } else {
                     let what = format!("node {child} wants to know more than {MAX_WANTS} things");
                     out.acts.push(Act::Note(Note::Violation(what)));
@@ -365,8 +366,9 @@ impl ClusterTier {
                 }
                 ChildOutput::Order { key, value } => match decode_row(&key, &value) {
                     Ok(row) => {
+                        out.writes
+                            .push(Write::put(ROW, &key, value).retold(!row.gives_addresses()));
                         self.overlay.hear_row(row.key(), Some(row));
-                        out.writes.push(Write::put(ROW, &key, value));
                         is_changed = true;
                     }
                     Err(error) => out.acts.push(Act::Note(Note::Violation(format!("row {key}: {error}")))),

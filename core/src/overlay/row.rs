@@ -392,6 +392,11 @@ impl From<RowKey> for String {
 }
 
 impl Row {
+    /// Whether addresses are given away by what it says: who acts on it must not forget it.
+    pub const fn gives_addresses(&self) -> bool {
+        matches!(self, Self::Plan(_) | Self::Block(_))
+    }
+
     /// What it is about.
     pub fn key(&self) -> RowKey {
         match self {

@@ -181,8 +181,8 @@ impl World {
         } else {
             self.rng.random_range(1..self.plan.sync_ms)
         };
-        let acts_first = self.plan.acts_first;
-        let (disk_at, next_tick, due) = match who {
+        let is_retold = writes.iter().all(|write| write.is_retold);
+        let ([before, disk_at], next_tick, due) = match who {
             Who::Root => self.root.take(t, sync, writes, due),
             Who::Cluster(index) => self.clusters[index].daemon.take(t, sync, writes, due),
             Who::Node(index) => self.nodes[index].daemon.take(t, sync, writes, due),
@@ -195,7 +195,11 @@ impl World {
             self.tick_at(who, next);
         }
         if acts_len(&acts) > 0 || (written > 0 && self.points.counting) {
-            let at = if acts_first { t } else { disk_at };
+            let at = match is_retold {
+                _ if self.plan.acts_first => t,
+                true => before,
+                false => disk_at,
+            };
             let life = self.life(who);
             self.push(at, Ev::Acts(who, life, acts));
         }
@@ -426,17 +430,23 @@ impl World {
 }
 
 impl<T> crate::daemon::Daemon<T> {
+    /// When everything before these writes is durable, and when they are; the next tick as it is and as it is due.
     fn take(
         &mut self,
         t: u64,
         sync: u64,
         writes: Vec<Write>,
         due: Option<roble_core::time::Boottime>,
-    ) -> (u64, u64, Option<u64>) {
+    ) -> ([u64; 2], u64, Option<u64>) {
         self.disk.sync(t);
+        let before = self.durable_at.max(t);
         self.durable_at = self.durable_at.max(t + sync);
         self.disk.write(self.durable_at, writes);
-        (self.durable_at, self.next_tick, due.map(|due| self.instant(due)))
+        (
+            [before, self.durable_at],
+            self.next_tick,
+            due.map(|due| self.instant(due)),
+        )
     }
 }
 

@@ -66,7 +66,7 @@ pub enum Boundary {
     Before,
     /// The tier has decided on so many writes, and none of them is on disk.
     Decided(usize),
-    /// The writes are durable, and so many of so many acts were performed.
+    /// The writes are durable, or need not be, and so many of so many acts were performed.
     Acts(usize, usize),
     /// A step of getting or renewing an identity was taken.
     Identity(&'static str),

@@ -101,7 +101,7 @@ pub enum Who {
     Net(usize),
 }
 
-/// What a daemon asked for, released once its writes were durable.
+/// What a daemon asked for, released once its writes were durable or need not be.
 #[derive(Debug)]
 pub enum Acts {
     /// Of the root.
