@@ -256,3 +256,67 @@ where
         look(&tier);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::rng::{OsRandomness, Randomness as _};
+    use rand::RngCore;
+    use roble_store::{DiskFault, MemoryStore};
+
+    /// Writes what it is given, and acts once.
+    struct Obedient;
+
+    impl Tier for Obedient {
+        type Event = Vec<Write>;
+        type Act = ();
+
+        fn on(&mut self, writes: Vec<Write>, _: Now, _: &mut dyn RngCore) -> Output<()> {
+            Output { writes, acts: vec![()] }
+        }
+
+        fn tick(&mut self, _: Now, _: &mut dyn RngCore) -> Output<()> {
+            Output::default()
+        }
+
+        fn next_due(&self) -> Option<Boottime> {
+            None
+        }
+    }
+
+    struct Count<'a>(&'a mut usize);
+
+    impl Hands<()> for Count<'_> {
+        fn act(&mut self, (): ()) {
+            *self.0 += 1;
+        }
+    }
+
+    /// Acts performed although the disk failed.
+    async fn acts_without_disk(writes: Vec<Write>) -> usize {
+        let store = MemoryStore::new();
+        store.fail(DiskFault::Broken);
+        let (events, inbox) = mpsc::channel(1);
+        events.send(writes).await.unwrap();
+        let mut acts = 0;
+        let shell = Shell {
+            store: Arc::new(store),
+            clock: Arc::new(SystemClock),
+            rng: OsRandomness.generator(),
+            hands: Count(&mut acts),
+            look: |_: &_| (),
+        };
+        let end = run(Obedient, inbox, shell, CancellationToken::new()).await;
+        assert!(matches!(end, Err(ShellError::Store(_))), "{end:?}");
+        acts
+    }
+
+    #[tokio::test]
+    async fn acts_wait_for_the_disk_unless_all_that_is_written_is_retold() {
+        let put = |id: &str| Write::put("row", id, vec![1]);
+        assert_eq!(acts_without_disk(vec![put("a")]).await, 0);
+        assert_eq!(acts_without_disk(vec![put("a").retold(true), put("b")]).await, 0);
+        assert_eq!(acts_without_disk(vec![put("a").retold(true)]).await, 1);
+    }
+}
