@@ -112,8 +112,8 @@ struct Child {
     standing: Option<Standing>,
     /// A person said: nothing new.
     cordoned: bool,
-    /// It has no endpoint addresses, and there are none for it.
-    lacks_block: bool,
+    /// How many instances it has endpoint addresses for; `None`: as many as come.
+    addresses: Option<u32>,
     /// Instances it has reported and not withdrawn, and what it said of them last; lost on restart.
     held: BTreeMap<InstanceId, Held>,
     /// Raised when it may take what it could not take before: refusals of earlier are void.
@@ -366,12 +366,12 @@ impl Orchestrator {
         }
     }
 
-    /// Whether there are endpoint addresses for what the child runs.
-    pub fn set_lacks_block(&mut self, child: ChildId, lacks_block: bool) {
+    /// How many instances the child has endpoint addresses for: 0 if there are none left for it, `None` if it is not known or needs none.
+    pub fn set_addresses(&mut self, child: ChildId, addresses: Option<u32>) {
         if let Some(entry) = self.children.get_mut(&child)
-            && entry.lacks_block != lacks_block
+            && entry.addresses != addresses
         {
-            entry.lacks_block = lacks_block;
+            entry.addresses = addresses;
             self.wake_waiting();
             self.effects.push(Effect::Capacity);
         }

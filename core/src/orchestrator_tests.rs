@@ -1,5 +1,6 @@
 use super::*;
 use crate::ids::ServiceId;
+use crate::placement::Refusal;
 use crate::placement::tests::{child, node, spec};
 use crate::version::{Epochs, Generation};
 use proptest::prelude::*;
@@ -86,6 +87,32 @@ fn an_at_most_one_copy_of_a_revoked_child_is_waited_for() {
         assert!(!placed || second >= 45, "placed after {second} s");
     }
     assert!(orchestrator.holder(instance(0)).is_some());
+}
+
+#[test]
+fn a_child_is_given_no_more_instances_than_it_has_addresses_for() {
+    let mut orchestrator = two_nodes();
+    for (number, addresses) in [(0, Some(2)), (1, Some(0))] {
+        orchestrator.set_addresses(child(number), addresses);
+    }
+    for number in 0..3 {
+        orchestrator.set_wish(wish(number, 1, 10, false));
+    }
+    orchestrator.reconcile(at(1));
+    let placed = |orchestrator: &Orchestrator| (0..3).map(|n| orchestrator.holder(instance(n))).collect::<Vec<_>>();
+    assert_eq!(placed(&orchestrator), [Some(child(0)), Some(child(0)), None]);
+    let why = orchestrator.explain(instance(2)).unwrap();
+    assert_eq!(
+        why.refused,
+        BTreeMap::from([(Refusal::NoBlock, 1), (Refusal::NoAddress, 1)])
+    );
+    // One ends for good: its address is free.
+    orchestrator.remove_wish(instance(0));
+    orchestrator.reconcile(at(2));
+    orchestrator.hear_status_removed(child(0), instance(0));
+    orchestrator.hear_settled(child(0));
+    orchestrator.reconcile(at(3));
+    assert_eq!(orchestrator.holder(instance(2)), Some(child(0)));
 }
 
 #[test]

@@ -73,6 +73,8 @@ pub enum Readiness {
     Cordoned,
     /// There is no block of endpoint addresses left for it.
     NoBlock,
+    /// It has endpoint addresses for so many instances, and these are there.
+    NoAddress(u32),
     /// It has refused this very order before.
     Refused(Reason),
 }
@@ -106,6 +108,8 @@ pub enum Refusal {
     Cordoned,
     /// It has no endpoint addresses to give.
     NoBlock,
+    /// All its endpoint addresses are given.
+    NoAddress,
     /// It refused this order itself.
     RefusedByChild,
     /// The descriptor names another one.
@@ -133,6 +137,7 @@ impl Refusal {
             Self::NotReady => "not-ready",
             Self::Cordoned => "cordoned",
             Self::NoBlock => "no-block",
+            Self::NoAddress => "no-address",
             Self::RefusedByChild => "refused-by-child",
             Self::OtherName => "other-name",
             Self::LabelMismatch => "label-mismatch",
@@ -265,6 +270,10 @@ pub fn assess(level: Level, spec: &InstanceSpec, candidate: &Candidate<'_>) -> R
         Readiness::NoBlock => {
             let detail = "the ranges of endpoint addresses are used up, there is none for it";
             return Err((Refusal::NoBlock, detail.to_owned()));
+        }
+        Readiness::NoAddress(most) => {
+            let detail = format!("it has endpoint addresses for {most} instances, and as many instances");
+            return Err((Refusal::NoAddress, detail));
         }
         Readiness::Refused(reason) => return Err((Refusal::RefusedByChild, reason.to_string())),
     }

@@ -158,9 +158,9 @@ impl Children {
         self.orchestrator.set_cordoned(child, cordoned);
     }
 
-    /// Whether there are endpoint addresses for what the child runs.
-    pub fn set_lacks_block(&mut self, child: ChildId, lacks_block: bool) {
-        self.orchestrator.set_lacks_block(child, lacks_block);
+    /// See [`Orchestrator::set_addresses`].
+    pub fn set_addresses(&mut self, child: ChildId, addresses: Option<u32>) {
+        self.orchestrator.set_addresses(child, addresses);
     }
 
     /// The transport lost the child.

@@ -201,15 +201,19 @@ impl ClusterTier {
         for child in nodes {
             let overlay = &mut self.overlay;
             let is_heard = is_settled && overlay.server.has_heard(child);
-            let mut lacks_block = false;
             if has_none(overlay, &child) && (is_heard || is_planted(Bug::ForgetBlocks)) {
                 let block = overlay.blocks.lease(child, now.wall);
-                lacks_block = block.is_none();
+                if block.is_none() {
+                    self.children.set_addresses(child, Some(0));
+                }
                 out.writes
                     .extend(block.and_then(|block| block_write(block, Some(child), now)));
             }
-            self.children.set_lacks_block(child, lacks_block);
             let blocks = overlay.blocks.of(child);
+            if !blocks.is_empty() {
+                let addresses: usize = blocks.iter().map(Block::capacity).sum();
+                self.children.set_addresses(child, u32::try_from(addresses).ok());
+            }
             overlay.server.set_blocks(child, blocks.clone());
             let node = NodeId(child.0);
             let (address, tunnel) = overlay.ends.get(&child).cloned().unwrap_or_default();

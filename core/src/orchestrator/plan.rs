@@ -262,7 +262,7 @@ impl Orchestrator {
         let child = self.children.get(&id)?;
         let mut reserved = Resources::ZERO;
         let mut unaccounted = Vec::new();
-        let mut siblings = 0;
+        let (mut siblings, mut placed) = (0, 0);
         for instance in self.on_child.get(&id).into_iter().flatten() {
             let Some(entry) = self.entries.get(instance) else {
                 continue;
@@ -275,6 +275,7 @@ impl Orchestrator {
                 .filter(|held| held.child == id && !is_planted(Bug::ForgetReservation))
             {
                 reserved = reserved.plus(&placement.reserved);
+                placed += 1;
                 if !child.held.contains_key(instance) {
                     unaccounted.push(placement.reserved);
                 }
@@ -295,10 +296,12 @@ impl Orchestrator {
             Readiness::Silent
         } else if child.cordoned {
             Readiness::Cordoned
-        } else if child.lacks_block {
-            Readiness::NoBlock
         } else {
-            Readiness::Ready
+            match child.addresses {
+                Some(0) => Readiness::NoBlock,
+                Some(most) if placed >= most => Readiness::NoAddress(most),
+                _ => Readiness::Ready,
+            }
         };
         Some(Candidate {
             id,

@@ -195,6 +195,11 @@ impl Orchestrator {
         entry.pending.as_ref().or(entry.record.explanation.as_ref())
     }
 
+    /// What a child said last of an instance that it has.
+    pub fn said(&self, child: ChildId, instance: InstanceId) -> Option<Phase> {
+        Some(self.children.get(&child)?.held.get(&instance)?.phase)
+    }
+
     /// The brake holds eviction.
     pub const fn is_braked(&self) -> bool {
         self.brake

@@ -78,7 +78,9 @@ impl World {
                 let wished = orchestrator
                     .wish(*instance)
                     .is_some_and(|wish| wish.version.generation == left.checked);
-                lost && wished
+                // What it refused itself is taken from it whenever it says so.
+                let refused = orchestrator.said(left.child, *instance) == Some(Phase::Refused);
+                lost && wished && !refused
             });
         if orchestrator.is_braked() && evicted {
             let detail = format!("c{index} evicts {instance} under the brake");
