@@ -372,6 +372,8 @@ impl Orchestrator {
             && entry.addresses != addresses
         {
             entry.addresses = addresses;
+            // What had no place for want of one was handed back to the tier above, which remembers it.
+            self.revision += 1;
             self.wake_waiting();
             self.effects.push(Effect::Capacity);
         }

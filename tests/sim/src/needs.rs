@@ -2,11 +2,12 @@
 //! engines' orders and what the users see.
 
 use crate::node::{Container, State};
+use crate::tables::application_name;
 use crate::world::World;
 use roble_core::ids::{ApplicationId, InstanceId, NodeId, ServiceId};
 use roble_core::overlay::block::Block;
 use roble_core::overlay::plan::Plan;
-use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, Row, RowKey, ServiceRow};
+use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, Row, RowKey, ServiceRow, WantRow, Wanted, name_of};
 use roble_core::status::Phase;
 use roble_net::tier::Told;
 use roble_proto::rest::{InstanceView, ServiceView};
@@ -98,7 +99,12 @@ impl World {
             return;
         };
         let orders = engine.instances().filter_map(|instance| engine.order_of(instance));
-        let applications: BTreeSet<ApplicationId> = orders.map(|order| order.spec.application).collect();
+        let own = orders.map(|order| (order.spec.application, application_name(&order.spec.path).to_owned()));
+        let need = Need {
+            world: self,
+            wants: &host.net.wants,
+            own: own.collect(),
+        };
         let blocks: Vec<Block> = told
             .rows()
             .filter_map(|row| match row {
@@ -116,42 +122,35 @@ impl World {
         if told.plan() != Plan::default() || !told.rows().any(|row| matches!(row, Row::Plan(_))) {
             found.push(("I12", format!("n{index} does not have the plan")));
         }
-        // Which application a service is of is in every container's order.
-        let of_service: BTreeMap<ServiceId, ApplicationId> = self
-            .nodes
-            .iter()
-            .flat_map(|host| &host.containers)
-            .map(|(instance, one)| (instance.service, one.spec.application))
-            .collect();
-        let wanted = |service: &ServiceView| {
-            let application = of_service.get(&service.id);
-            application.is_some_and(|application| applications.contains(application))
-        };
         let mut rows: BTreeMap<ServiceId, &ServiceRow> = told.services().map(|row| (row.service, row)).collect();
-        for service in services.iter().filter(|service| wanted(service)) {
-            match rows.remove(&service.id) {
-                Some(row) => found.extend(compare_service(index, row, service, instances)),
-                None => found.push(("I12", format!("n{index} does not know {}", service.path))),
+        for service in services {
+            let name = application_name(&service.path);
+            match (need.has(name).or(need.calls(name)), rows.remove(&service.id)) {
+                (Is::Sure | Is::Open, Some(row)) => found.extend(compare_service(index, row, service, instances)),
+                (Is::Sure, None) => found.push(("I12", format!("n{index} does not know {}", service.path))),
+                (Is::Not, Some(row)) => {
+                    found.push(("I10", format!("n{index} has no use of {} and knows it", row.path)))
+                }
+                (Is::Not | Is::Open, None) => {}
             }
         }
         for row in rows.values() {
-            if !services.iter().any(|service| service.id == row.service) {
-                found.push(("I2", format!("n{index} still knows {}", row.path)));
-            } else if !applications.contains(&row.application) {
-                found.push(("I10", format!("n{index} has nothing of {} and knows it", row.path)));
-            }
+            found.push(("I2", format!("n{index} still knows {}", row.path)));
         }
+        need.check_answers(index, told, services, found);
         let mut rows: BTreeMap<InstanceId, &InstanceRow> = told.instances().map(|row| (row.instance, row)).collect();
         let mut talked_to: BTreeSet<NodeId> = BTreeSet::new();
         let mut maybe: BTreeSet<NodeId> = BTreeSet::new();
         for host in self.nodes.iter().filter(|host| !host.expelled) {
             for (instance, container) in &host.containers {
-                if !applications.contains(&container.spec.application) {
+                let name = application_name(&container.spec.path);
+                let is_told = need.has(name).or(need.calls(name)).or(need.lets_in(name));
+                if is_told == Is::Not {
                     continue;
                 }
                 let row = rows.remove(instance);
                 maybe.insert(host.id);
-                if !self.is_old(Some(container)) {
+                if !self.is_old(Some(container)) || is_told == Is::Open {
                     continue;
                 }
                 let right = match (container.state, container.address) {
@@ -217,6 +216,108 @@ impl World {
                     found.push(("I2", format!("{} still knows service {id}", cluster.config.name)));
                 }
             }
+        }
+    }
+}
+
+/// What must be so; `Open`: a call about it had no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Is {
+    Not,
+    Open,
+    Sure,
+}
+
+impl Is {
+    fn or(self, other: Self) -> Self {
+        self.max(other)
+    }
+
+    fn any(all: impl Iterator<Item = Self>) -> Self {
+        all.max().unwrap_or(Self::Not)
+    }
+}
+
+/// What a node must be told of, by names of applications.
+struct Need<'a> {
+    world: &'a World,
+    wants: &'a BTreeMap<RowKey, WantRow>,
+    /// Applications that it was given something of.
+    own: BTreeMap<ApplicationId, String>,
+}
+
+impl Need<'_> {
+    fn has(&self, name: &str) -> Is {
+        match self.own.values().any(|own| own == name) {
+            true => Is::Sure,
+            false => Is::Not,
+        }
+    }
+
+    /// Whether an application lets another one in, as its users described it.
+    fn opens(&self, called: &str, caller: &str) -> Is {
+        let Some(known) = self.world.users.services.get(called) else {
+            return Is::Not;
+        };
+        let may_be = known.may_be.iter();
+        let mut answers = may_be.map(|wanted| wanted.as_ref().is_some_and(|it| it.caller.as_deref() == Some(caller)));
+        match (answers.clone().any(|is_open| is_open), answers.all(|is_open| is_open)) {
+            (_, true) => Is::Sure,
+            (true, false) => Is::Open,
+            (false, false) => Is::Not,
+        }
+    }
+
+    /// Whether a want is answered with a service.
+    fn answers(&self, want: &WantRow) -> Is {
+        let (Some(own), Wanted::Name(name)) = (self.own.get(&want.application), &want.wanted) else {
+            return Is::Not;
+        };
+        let called = name.strip_prefix("web.").unwrap_or(name);
+        match own == called {
+            true => Is::Sure,
+            false => self.opens(called, own),
+        }
+    }
+
+    /// Whether it has asked for an application, and is let in.
+    fn calls(&self, name: &str) -> Is {
+        let wanted = Wanted::Name(format!("web.{name}"));
+        let wants = self.wants.values().filter(|want| want.wanted == wanted);
+        Is::any(wants.map(|want| self.answers(want)))
+    }
+
+    /// Whether anything of its own lets an application in.
+    fn lets_in(&self, name: &str) -> Is {
+        Is::any(self.own.values().map(|own| self.opens(own, name)))
+    }
+
+    /// Every want has the right answer, and no other has one.
+    fn check_answers(&self, index: usize, told: &Told, services: &[ServiceView], found: &mut Found) {
+        let mut answers: BTreeMap<RowKey, &WantRow> = BTreeMap::new();
+        for row in told.rows() {
+            if let Row::Want(want) = row {
+                answers.insert(want.key(), want);
+            }
+        }
+        for (key, want) in self.wants {
+            let Wanted::Name(name) = &want.wanted else { continue };
+            let meant = services.iter().find(|service| name_of(&service.path) == *name);
+            let right = match self.answers(want) {
+                Is::Sure => meant.map(|service| service.id),
+                Is::Open => answers.get(key).and_then(|answer| answer.service),
+                Is::Not => None,
+            };
+            let answer = answers.remove(key);
+            if answer.is_none_or(|answer| answer.service != right) {
+                found.push((
+                    "I12",
+                    format!("n{index} is told {answer:?} of {want:?}, right is {right:?}"),
+                ));
+            }
+        }
+        for answer in answers.values() {
+            found.push(("I2", format!("n{index} is still told {answer:?}")));
         }
     }
 }

@@ -8,8 +8,9 @@ use crate::daemon::Daemon;
 use crate::drive::Input;
 use crate::world::{Ev, Who, World};
 use rand::Rng;
-use roble_core::ids::InstanceId;
+use roble_core::ids::{ApplicationId, InstanceId};
 use roble_core::overlay::plan::Plan;
+use roble_core::overlay::row::{Row, RowKey, WantRow, Wanted};
 use roble_core::spec::Assignment;
 use roble_daemon::home::Home;
 use roble_link::child::ChildClocks;
@@ -17,13 +18,18 @@ use roble_net::datapath::tunnel::{DEFAULT_PORT, Tunnel, TunnelKind};
 use roble_net::overlay;
 use roble_net::state::{Instant, RefusedAttach, State};
 use roble_net::tier::{Act, Event, NetTier, Told};
+use roble_net::wants::Wants;
 use roble_proto::local_net::{Attach, Tenant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Between two looks at what is attached, milliseconds.
 const ROUND_MS: u64 = 30_000;
+
+/// After the calm nobody begins to want anything, milliseconds.
+const LAST_WANT_MS: u64 = 20_000;
 
 /// As `netmanager/src/session.rs` has it.
 pub const CLOCKS: ChildClocks = ChildClocks {
@@ -43,6 +49,8 @@ pub struct NetHost {
     pub links: BTreeMap<InstanceId, Ipv4Addr>,
     /// Network namespaces, made by the node engine.
     pub namespaces: BTreeSet<InstanceId>,
+    /// What applications of its containers want to know of the services of others.
+    pub wants: BTreeMap<RowKey, WantRow>,
     /// Its attachments were lost: containers may get other addresses.
     pub lost_at: Option<u64>,
     boots: u64,
@@ -60,6 +68,7 @@ impl NetHost {
             following: None,
             links: BTreeMap::new(),
             namespaces: BTreeSet::new(),
+            wants: BTreeMap::new(),
             lost_at: None,
             boots: 0,
         }
@@ -175,6 +184,13 @@ impl Default for NetHost {
     }
 }
 
+fn want(row: Row) -> Option<(RowKey, WantRow)> {
+    match row {
+        Row::Want(want) => Some((want.key(), want)),
+        _ => None,
+    }
+}
+
 /// Where the tunnel of a node is reached.
 pub fn tunnel(index: usize) -> Tunnel {
     Tunnel {
@@ -192,6 +208,9 @@ impl World {
         let net = &mut self.nodes[index].net;
         let records = net.daemon.disk.records();
         let (tier, bad) = NetTier::new(CLOCKS, "sim", &records, &mut self.rng);
+        // As the real one takes them up.
+        let wants = Wants::new(Duration::MAX, tier.told()).rows().borrow().clone();
+        net.wants = wants.into_iter().filter_map(want).collect();
         net.daemon.tier = Some(tier);
         let life = net.daemon.life;
         self.push(self.t + 2, Ev::Round(index, life));
@@ -206,6 +225,7 @@ impl World {
         }
         net.reconcile(self.t);
         self.watch_addresses(index);
+        self.want(index);
         self.push(self.t + ROUND_MS, Ev::Round(index, life));
     }
 
@@ -224,23 +244,56 @@ impl World {
 
     /// Takes over what is told, as `follow.rs` does.
     fn follow(&mut self, index: usize, told: Arc<Told>) {
-        let host = &mut self.nodes[index];
-        let cluster = self.clusters[host.cluster].id;
-        let net = &mut host.net;
+        let net = &mut self.nodes[index].net;
         let before = net.following.replace(told.clone());
         net.state.set_block(told.block());
         net.set();
-        let home = Home {
-            node: host.id,
-            cluster,
-            address: String::new(),
-            mqtt_port: 0,
-        };
-        let says = overlay::says(&home, net.state.block, Some(tunnel(index)), None);
         self.watch_told(index, before.as_deref(), &told);
         self.watch_blocks(index);
         self.watch_addresses(index);
+        self.say(index);
+    }
+
+    fn say(&mut self, index: usize) {
+        let host = &self.nodes[index];
+        let home = Home {
+            node: host.id,
+            cluster: self.clusters[host.cluster].id,
+            address: String::new(),
+            mqtt_port: 0,
+        };
+        let mut says = overlay::says(&home, host.net.state.block, Some(tunnel(index)), None);
+        says.extend(host.net.wants.values().cloned().map(Row::Want));
         self.give(Who::Net(index), Input::Net(Box::new(Event::Says(says))));
+    }
+
+    /// Applications of the node begin to want something, or stop.
+    fn want(&mut self, index: usize) {
+        if !self.nodes[index].net.is_up() || self.t > self.plan.calm_at + LAST_WANT_MS {
+            return;
+        }
+        let attachments = self.nodes[index].net.state.attachments.values();
+        let tenants = attachments.filter_map(|one| Some(one.instance.as_ref()?.application));
+        let own: BTreeSet<ApplicationId> = tenants.collect();
+        let names: Vec<String> = self.users.services.keys().cloned().collect();
+        if !own.is_empty() && !names.is_empty() && self.rng.random_bool(0.5) {
+            let application = own.iter().copied().nth(self.rng.random_range(0..own.len()));
+            let name = names[self.rng.random_range(0..names.len())].clone();
+            self.ledger.asked.insert((self.nodes[index].id, name.clone()));
+            let row = application.map(|application| WantRow {
+                application,
+                wanted: Wanted::Name(format!("web.{name}")),
+                service: None,
+            });
+            self.nodes[index].net.wants.extend(row.map(|row| (row.key(), row)));
+        }
+        let stops = self.rng.random_bool(0.1);
+        let wants = &mut self.nodes[index].net.wants;
+        wants.retain(|_, want| own.contains(&want.application));
+        if stops {
+            wants.pop_first();
+        }
+        self.say(index);
     }
 
     /// The node engine asks for a container's place in the network.

@@ -2,7 +2,8 @@
 //! from what users see at the root, not from the tables that are checked.
 //!
 //! At every instant: no two running containers have one address (I13); nodes' blocks do not overlap, and lie in their
-//! cluster's (I13); a net manager hears only of applications that its node was given something of (I10); a service keeps its
+//! cluster's (I13); a net manager hears only of applications that its node was given something of, of those that these let in, and of those that it asked
+//! for and that let these in (I10); a service keeps its
 //! addresses, and has them alone; a row does not go back to what it was; where nothing below the root's and the clusters'
 //! daemons fails, no row of what is well is withdrawn (I12, I27).
 //! What must hold in the end is in [`crate::needs`].
@@ -32,6 +33,12 @@ pub struct Ledger {
     sites: BTreeMap<Ipv4Addr, usize>,
     /// Applications that a node was given something of, ever.
     given: BTreeSet<(NodeId, ApplicationId)>,
+    /// Their names.
+    names: BTreeMap<ApplicationId, String>,
+    /// Applications, each with one that it has ever let in.
+    pub opened: BTreeSet<(String, String)>,
+    /// Applications that something on a node has ever asked for.
+    pub asked: BTreeSet<(NodeId, String)>,
     /// Whose each service address is.
     holders: BTreeMap<Ipv4Addr, (ServiceId, Policy)>,
     /// The address of each service and policy.
@@ -152,6 +159,8 @@ impl World {
         };
         if let Some(wish) = tier.children().orchestrator().wish(*instance) {
             self.ledger.given.insert((NodeId(child.0), wish.spec.application));
+            let name = application_name(&wish.spec.path).to_owned();
+            self.ledger.names.insert(wish.spec.application, name);
         }
         self.ledger.decided += 1;
         let number = self.ledger.decided;
@@ -168,8 +177,7 @@ impl World {
             if former == Some(row) {
                 continue;
             }
-            let application = application_of(row);
-            if application.is_some_and(|application| !self.ledger.given.contains(&(node, application))) {
+            if !self.may_hear(node, row) {
                 found.push(("I10", format!("n{index} is told of another's {row:?}")));
             }
             match (former, row) {
@@ -205,6 +213,39 @@ impl World {
         for (invariant, detail) in found {
             self.violate(invariant, detail);
         }
+    }
+
+    /// Whether a node may be told of a row: of what it was given something of, of whom that lets in, and of what it asked for and
+    /// is let in by.
+    fn may_hear(&self, node: NodeId, row: &Row) -> bool {
+        let Ledger {
+            given,
+            names,
+            opened,
+            asked,
+            ..
+        } = &self.ledger;
+        let (application, is_instance) = match row {
+            Row::Service(row) => (row.application, false),
+            Row::Instance(row) => (row.application, true),
+            _ => return true,
+        };
+        if given.contains(&(node, application)) {
+            return true;
+        }
+        // Of what runs nowhere nobody is told that has not asked.
+        let name = match row {
+            Row::Service(row) => Some(application_name(&row.path)),
+            _ => names.get(&application).map(String::as_str),
+        };
+        let Some(name) = name else { return false };
+        let given = given.iter().filter(|(to, _)| *to == node);
+        let mut own = given.filter_map(|(_, application)| names.get(application));
+        own.any(|own| {
+            let is_called =
+                asked.contains(&(node, name.to_owned())) && opened.contains(&(name.to_owned(), own.clone()));
+            is_called || (is_instance && opened.contains(&(own.clone(), name.to_owned())))
+        })
     }
 
     /// Whether what a net manager hears comes in order, as a connection keeps it.
@@ -275,7 +316,7 @@ impl World {
         let reads = |application: ApplicationId| {
             let own = &self.nodes[index];
             let mut running = own.containers.iter();
-            running.any(|(id, one)| one.spec.application == application && well(own, *id))
+            running.any(|(id, one)| one.spec.application == application && well(own, *id) && is_wished(own, *id))
         };
         match row {
             Row::Service(row) => reads(row.application),
@@ -303,10 +344,7 @@ fn by_key(row: &Row) -> (RowKey, &Row) {
     (row.key(), row)
 }
 
-const fn application_of(row: &Row) -> Option<ApplicationId> {
-    match row {
-        Row::Service(row) => Some(row.application),
-        Row::Instance(row) => Some(row.application),
-        _ => None,
-    }
+/// The application of `application/service`.
+pub fn application_name(path: &str) -> &str {
+    path.split_once('/').map_or(path, |(application, _)| application)
 }

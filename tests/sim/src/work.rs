@@ -50,6 +50,8 @@ pub struct Wanted {
     job: bool,
     zone: Option<&'static str>,
     cluster: Option<String>,
+    /// The application that may call it besides its own.
+    pub caller: Option<String>,
 }
 
 impl Wanted {
@@ -65,6 +67,7 @@ impl Wanted {
             job: false,
             zone: None,
             cluster: None,
+            caller: None,
         }
     }
 
@@ -190,6 +193,9 @@ pub fn descriptor(name: &str, wanted: &Wanted) -> String {
     if wanted.job {
         text.push_str("    one_shot: true\n    restart: on-failure\n");
     }
+    if let Some(caller) = &wanted.caller {
+        let _ = writeln!(text, "    allow: [{{from: {caller}}}]");
+    }
     if wanted.zone.is_some() || wanted.cluster.is_some() {
         text.push_str("    placement:\n");
     }
@@ -251,6 +257,7 @@ impl World {
                 .rng
                 .random_bool(0.15)
                 .then(|| format!("c{}", self.rng.random_range(0..self.clusters.len()))),
+            caller: self.any_caller(owner),
         };
         let known = Known {
             owner,
@@ -261,7 +268,19 @@ impl World {
         (name, wanted)
     }
 
-    fn change_service(&mut self, wanted: &mut Wanted) {
+    /// An application whose owner may let it in, or nobody.
+    fn any_caller(&mut self, owner: usize) -> Option<String> {
+        let own = self.users.services.iter().filter(|(_, known)| known.owner == owner);
+        let names: Vec<String> = own.map(|(name, _)| name.clone()).collect();
+        let is_open = !names.is_empty() && self.rng.random_bool(0.4);
+        is_open.then(|| names[self.rng.random_range(0..names.len())].clone())
+    }
+
+    fn change_service(&mut self, name: &str, wanted: &mut Wanted) {
+        if self.rng.random_bool(0.3) {
+            let owner = self.users.services[name].owner;
+            wanted.caller = self.any_caller(owner).filter(|caller| caller != name);
+        }
         if self.plan.gentle {
             return;
         }
@@ -315,13 +334,16 @@ impl World {
                 };
                 let (name, mut wanted) = match known {
                     Some((name, mut wanted)) => {
-                        self.change_service(&mut wanted);
+                        self.change_service(&name, &mut wanted);
                         (name, wanted)
                     }
                     None => self.new_service(),
                 };
                 self.users.contents += 1;
                 wanted.content = self.users.contents;
+                if let Some(caller) = &wanted.caller {
+                    self.ledger.opened.insert((name.clone(), caller.clone()));
+                }
                 let call = Call::Apply {
                     descriptor: descriptor(&name, &wanted).into_bytes(),
                     dry_run: false,
