@@ -370,9 +370,9 @@ impl ClusterTier {
                 }
                 ChildOutput::Order { key, value } => match decode_row(&key, &value) {
                     Ok(row) => {
-                        out.writes
-                            .push(Write::put(ROW, &key, value).retold(!row.gives_addresses()));
                         self.overlay.hear_row(row.key(), Some(row));
+                        // On disk before nodes hear it: after a crash they would be told again what was before.
+                        out.writes.push(Write::put(ROW, &key, value));
                         is_changed = true;
                     }
                     Err(error) => out.acts.push(Act::Note(Note::Violation(format!("row {key}: {error}")))),
