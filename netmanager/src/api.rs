@@ -75,7 +75,7 @@ async fn list_peers(State(api): State<Api>) -> Json<Vec<Peer>> {
 }
 
 async fn list_findings(State(api): State<Api>) -> Json<Vec<Finding>> {
-    let mut findings = diagnosis::look(&api.service.overlay().plan).await;
+    let mut findings = diagnosis::look(&api.service.overlay()).await;
     findings.extend(peers::findings(&api.peers().await));
     Json(findings)
 }

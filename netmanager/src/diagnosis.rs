@@ -1,7 +1,13 @@
 //! What on this node gets into the overlay's way, found by looking, and named. Reading is at the edge, judging is pure.
 
+use crate::datapath::ruleset::TABLE;
+use crate::datapath::tunnel::{self, Tunnel, TunnelKind};
+use crate::datapath::{Overlay, sealed};
+use crate::dns;
+use crate::firewalls::{self, Drop, Packet, Tables};
 use roble_core::overlay::plan::Plan;
 use roble_proto::local_net::Finding;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tokio::process::Command;
 
@@ -34,7 +40,8 @@ pub fn own_routes() -> Vec<Route> {
 }
 
 /// Everything that is found now. Takes some milliseconds.
-pub async fn look(plan: &Plan) -> Vec<Finding> {
+pub async fn look(overlay: &Overlay) -> Vec<Finding> {
+    let plan = &overlay.plan;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let mut routes = routes_v4(&read("/proc/self/net/route"));
     routes.extend(routes_v6(&read("/proc/self/net/ipv6_route")));
@@ -45,14 +52,213 @@ pub async fn look(plan: &Plan) -> Vec<Finding> {
         number("/proc/sys/net/netfilter/nf_conntrack_max"),
     );
     found.extend(full(count, most));
-    let listed = Command::new("nft")
-        .args(["--stateless", "list", "chains"])
-        .kill_on_drop(true)
-        .output();
-    if let Ok(listed) = listed.await {
-        found.extend(droppers(&String::from_utf8_lossy(&listed.stdout)));
-    }
+    let uplink = routes
+        .iter()
+        .filter(|route| !route.device.starts_with(OURS) && route.device != "lo");
+    let uplink = uplink
+        .min_by_key(|route| route.prefix)
+        .map_or("", |route| &route.device);
+    let (tables, are_unread) = tables().await;
+    found.extend(drops(&tables, &packets(overlay, uplink)));
+    found.extend(
+        are_unread.then(|| Finding {
+            code: "rules-unread".to_owned(),
+            message: "iptables-legacy has rules on this node that could not be read".to_owned(),
+            hint: "look whether they drop what containers send: iptables-legacy-save; or move them to iptables-nft"
+                .to_owned(),
+        }),
+    );
     found
+}
+
+/// Tables of others, and whether some could not be read.
+async fn tables() -> (Tables, bool) {
+    let mut tables = Tables::default();
+    let listed = output("nft", &["list", "tables"]).await.unwrap_or_default();
+    for table in listed.lines().filter_map(|line| line.strip_prefix("table ")) {
+        if table != TABLE {
+            let arguments: Vec<&str> = ["--stateless", "list", "table"]
+                .into_iter()
+                .chain(table.split(' '))
+                .collect();
+            tables.read_listed(&output("nft", &arguments).await.unwrap_or_default());
+        }
+    }
+    let mut are_unread = false;
+    for (names, family) in [("ip_tables_names", ""), ("ip6_tables_names", "6")] {
+        // What is there of the older iptables; nft does not list it.
+        let names = std::fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
+        if names.lines().any(|name| name == "filter") {
+            let script =
+                format!("ip{family}tables-legacy-save -t filter | ip{family}tables-restore-translate -f /dev/stdin");
+            match output("sh", &["-c", &script]).await {
+                Some(text) if text.contains("add chain") => tables.read_translated(&text, " of iptables-legacy"),
+                _ => are_unread = true,
+            }
+        }
+    }
+    (tables, are_unread)
+}
+
+async fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What the overlay sends through other tables' chains. `uplink`: the link to other machines.
+fn packets(overlay: &Overlay, uplink: &str) -> Vec<Packet> {
+    let plan = &overlay.plan;
+    let gateway = overlay.block.map_or(plan.endpoints.0, |block| block.gateway());
+    let nth = |number: u32| Ipv4Addr::from_bits(gateway.to_bits() + number);
+    let (near, here, far) = (nth(2), nth(1), plan.endpoints.1);
+    let [container, other, uplink] = [format!("{OURS}0"), format!("{OURS}1"), uplink.to_owned()].map(Some);
+    let vxlan = (!overlay.nodes.is_empty()).then_some(overlay.tunnel).flatten();
+    let sealed = overlay.sealed.as_ref().filter(|sealed| !sealed.blocks.is_empty());
+    let devices = [vxlan.map(|_| tunnel::LINK), sealed.map(|_| sealed::LINK)];
+    let mut packets = Vec::new();
+    let mut add = |what, hook, links: [&Option<String>; 2], ends, port, is_translated| {
+        packets.push(Packet {
+            what,
+            hook,
+            links: links.map(Clone::clone),
+            ends,
+            port,
+            is_translated,
+        });
+    };
+    // TEST-NET-3 and the documentation's prefix stand for the outside.
+    for outside in [
+        IpAddr::from([203, 0, 113, 1]),
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    ] {
+        let [near, here, far, gateway] = [near, here, far, gateway].map(|v4| match outside {
+            IpAddr::V4(_) => IpAddr::from(v4),
+            IpAddr::V6(_) => plan.endpoint_v6(v4).into(),
+        });
+        add(
+            "packets between containers of this node",
+            "forward",
+            [&container, &other],
+            [here, near],
+            ("tcp", 1),
+            false,
+        );
+        for device in devices.into_iter().flatten() {
+            let device = Some(device.to_owned());
+            add(
+                "packets to other nodes",
+                "forward",
+                [&container, &device],
+                [here, far],
+                ("tcp", 1),
+                false,
+            );
+            add(
+                "packets from other nodes",
+                "forward",
+                [&device, &container],
+                [far, here],
+                ("tcp", 1),
+                false,
+            );
+        }
+        add(
+            "packets of containers to the outside",
+            "forward",
+            [&container, &uplink],
+            [here, outside],
+            ("tcp", 1),
+            false,
+        );
+        add(
+            "packets to published ports",
+            "forward",
+            [&uplink, &container],
+            [outside, here],
+            ("tcp", 1),
+            true,
+        );
+        add(
+            "containers' questions for names",
+            "input",
+            [&container, &None],
+            [here, gateway],
+            ("udp", dns::PORT),
+            false,
+        );
+    }
+    let ports = [
+        vxlan.map(
+            |Tunnel {
+                 address,
+                 kind: TunnelKind::Vxlan { port, .. },
+             }| (address, port),
+        ),
+        sealed.map(|sealed| (sealed.address, sealed.port)),
+    ];
+    for (address, port) in ports.into_iter().flatten() {
+        add(
+            "the tunnel of other nodes",
+            "input",
+            [&uplink, &None],
+            [address, address],
+            ("udp", port),
+            false,
+        );
+        add(
+            "the tunnel to other nodes",
+            "output",
+            [&None, &uplink],
+            [address, address],
+            ("udp", port),
+            false,
+        );
+    }
+    packets
+}
+
+/// What drops some of the packets, once with all that it drops.
+fn drops(tables: &Tables, packets: &[Packet]) -> Vec<Finding> {
+    let mut by: BTreeMap<(&str, Option<u16>, Drop), BTreeSet<&str>> = BTreeMap::new();
+    for packet in packets {
+        let tunnel = packet.port.1;
+        let tunnel = (packet.port.0 == "udp" && tunnel != dns::PORT).then_some(tunnel);
+        for drop in tables.drops(packet) {
+            by.entry((packet.hook, tunnel, drop)).or_default().insert(packet.what);
+        }
+    }
+    let findings = by.into_iter().map(|((hook, port, drop), what)| {
+        let Drop {
+            table,
+            chain,
+            rule,
+            is_sure,
+        } = drop;
+        let rule = rule.map_or("the policy".to_owned(), |rule| format!("rule `{rule}`"));
+        let unless = if is_sure {
+            ""
+        } else {
+            ", unless a rule before it lets them pass that was not understood"
+        };
+        let what: Vec<&str> = what.into_iter().collect();
+        Finding {
+            code: format!("{hook}-drop"),
+            message: format!(
+                "{rule} of chain `{chain}` of table `{table}` drops {}{unless}",
+                what.join(", ")
+            ),
+            hint: firewalls::advice(tables, &table, hook, port),
+        }
+    });
+    findings.collect()
 }
 
 /// Routes of the node that lead where the overlay's addresses are.
@@ -143,32 +349,6 @@ fn full(count: u64, most: u64) -> Option<Finding> {
     })
 }
 
-/// Chains of others that drop what is forwarded unless they were told of it.
-fn droppers(listed: &str) -> Vec<Finding> {
-    let (mut table, mut chain) = ("", "");
-    let mut found = Vec::new();
-    for line in listed.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("table ") {
-            table = name.trim_end_matches(['{', ' ']);
-        } else if let Some(name) = line.strip_prefix("chain ") {
-            chain = name.trim_end_matches(['{', ' ']);
-        } else if line.contains("hook forward")
-            && line.contains("policy drop")
-            && table != crate::datapath::ruleset::TABLE
-        {
-            found.push(Finding {
-                code: "forward-drop".to_owned(),
-                message: format!("chain `{chain}` of table `{table}` drops what is forwarded, containers' packets too"),
-                hint: format!(
-                    "let them pass there: Docker: iptables -I DOCKER-USER -i {OURS}+ -j ACCEPT and the same with -o; ufw: ufw route \
-                     allow in on IFACE; firewalld: put {OURS}+ into the zone `trusted`"
-                ),
-            });
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,14 +375,8 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_and_chains_that_drop_are_named() {
+    fn a_full_table_is_named() {
         assert!(full(0, 0).is_none() && full(89, 100).is_none());
         assert!(full(90, 100).unwrap().message.contains("90 of 100"));
-        let listed = "table inet roble {\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n\
-                      table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n\
-                      \tchain INPUT {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
-        let found = droppers(listed);
-        assert_eq!(found.len(), 1);
-        assert!(found[0].message.contains("`FORWARD` of table `ip filter`"), "{found:?}");
     }
 }

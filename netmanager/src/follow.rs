@@ -289,7 +289,9 @@ impl Follow {
             home,
             block: self.block,
             tunnel: self.kind.zip(address).map(|(kind, address)| Tunnel { address, kind }),
-            sealed: address.filter(|_| self.sealing.is_some()),
+            sealed: address
+                .zip(self.sealing.as_ref())
+                .map(|(address, sealing)| (address, sealing.port()).into()),
         }
     }
 

@@ -16,6 +16,7 @@
 //! | [`tier`], [`session`] | what the cluster tells, kept for a start without anybody; its session |
 //! | [`api`] | the local HTTP API on a Unix socket |
 //! | [`diagnosis`] | what on the node gets into the overlay's way |
+//! | [`firewalls`] | which rule of the node's other tables drops what |
 //! | [`trace`] | this node's part of a traced way |
 //! | [`dns`] | names for containers, on the gateway addresses |
 //! | [`metrics`], [`traffic`] | what is counted: of the daemon itself; per other node and per service, read when asked for |
@@ -31,6 +32,7 @@ pub mod config;
 pub mod datapath;
 pub mod diagnosis;
 pub mod dns;
+pub mod firewalls;
 pub mod follow;
 pub mod metrics;
 pub mod misses;

@@ -13,7 +13,7 @@ use roble_core::overlay::row::{InstanceRow, NodeRow, Policy, Row};
 use roble_core::overlay::tunnel::TunnelEnd;
 use roble_daemon::home::Home;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// This node's part in it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,8 +24,8 @@ pub struct Own<'a> {
     pub block: Option<Block>,
     /// Its end of the tunnel to nodes of its cluster.
     pub tunnel: Option<Tunnel>,
-    /// Its address, if it has an end of the encrypted tunnel.
-    pub sealed: Option<IpAddr>,
+    /// Its address and port, if it has an end of the encrypted tunnel.
+    pub sealed: Option<SocketAddr>,
 }
 
 /// The tables as the datapath takes them.
@@ -75,7 +75,8 @@ pub fn overlay(told: &Told, own: Own<'_>, nearness: &mut Nearness) -> Overlay {
         })
     });
     let sealed = own.sealed.map(|address| Sealed {
-        address,
+        address: address.ip(),
+        port: address.port(),
         blocks: sealed_nodes(told, own).map(|(row, _)| row.block).collect(),
         narrow: BTreeMap::new(),
     });

@@ -147,6 +147,11 @@ impl Sealing {
         }
     }
 
+    /// UDP port of what is sealed.
+    pub fn port(&self) -> u16 {
+        self.config.port
+    }
+
     /// The device, once there is one.
     pub fn current(&self) -> &Current {
         &self.current

@@ -47,10 +47,11 @@ pub async fn answer(
     peers: Vec<Peer>,
     question: Question,
 ) -> Option<Value> {
-    let plan = service.overlay().plan;
+    let overlay = service.overlay();
+    let plan = overlay.plan;
     let mut in_force = service.in_force().await?;
     let attachment = service.attachment(question.instance).await;
-    let mut findings = diagnosis::look(&plan).await;
+    let mut findings = diagnosis::look(&overlay).await;
     findings.extend(changed(&in_force));
     let routes = diagnosis::own_routes();
     let address = attachment.as_ref().map(|attachment| attachment.address);

@@ -2,6 +2,7 @@
 
 #[allow(dead_code)] // Shared with the tests of the daemon.
 mod lab;
+#[allow(dead_code)]
 mod site;
 
 use lab::{inside, wait};

@@ -21,6 +21,8 @@ pub const OVERHEAD: u32 = 40 + 8 + 32;
 pub struct Sealed {
     /// This node's address, whose interface says how large packets may be.
     pub address: IpAddr,
+    /// UDP port of what is sealed.
+    pub port: u16,
     /// Blocks of the nodes behind it.
     pub blocks: Vec<Block>,
     /// Largest packet to a block, by its first address, where its way takes less than the device and nobody else tells senders.

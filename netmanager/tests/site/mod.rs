@@ -13,14 +13,16 @@ use roble_net::datapath::permits::Member;
 use roble_net::datapath::rules::services::FLOWS;
 use roble_net::datapath::tunnel::{DEFAULT_PORT, Tunnel, TunnelKind};
 use roble_net::datapath::{
-    Backend, Datapath as _, DatapathConfig, Egress, Endpoint, LinkName, Misses, RemoteNode, Service, conntrack, nft,
+    Backend, Datapath as _, DatapathConfig, Egress, Endpoint, LinkName, Misses, Overlay, RemoteNode, Service,
+    conntrack, nft,
 };
+use roble_net::diagnosis;
 use roble_net::dns::{Caller, Callers};
 use roble_net::metrics::NetMetrics;
 use roble_net::misses;
 use roble_net::tier::Told;
 use roble_net::wants::{Answers, Wants};
-use roble_proto::local_net::Tenant;
+use roble_proto::local_net::{Finding, Tenant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -457,6 +459,22 @@ impl Site {
             egress: Egress::default(),
             misses: None,
         }
+    }
+
+    /// What `roble doctor` finds on a node.
+    pub fn findings(&self, node: usize) -> Vec<Finding> {
+        let config = self.config(node);
+        let overlay = Overlay {
+            plan: config.plan,
+            block: Some(config.range),
+            nodes: config.nodes,
+            tunnel: config.tunnel,
+            ..Overlay::default()
+        };
+        inside(&self.node_name(node), move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(diagnosis::look(&overlay))
+        })
     }
 
     /// Round-robin address of a service.

@@ -97,6 +97,7 @@ fn config() -> DatapathConfig {
             v6: "fc00::a12:109".parse().unwrap(),
         }],
         sealed: Some(Sealed {
+            port: 50_103,
             address: [192, 0, 2, 1].into(),
             blocks: vec!["10.19.0.0/26".parse().unwrap()],
             narrow: std::collections::BTreeMap::new(),
