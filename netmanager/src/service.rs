@@ -1,4 +1,5 @@
-//! The one owner of the attachments: decides on the state, writes it to disk, then sets the datapath to it.
+//! The one owner of the attachments: decides on the state, writes it to disk, then sets the datapath to it. An attachment is
+//! written while it is set, and answered when both are done: what is set and not written is removed after a crash.
 //!
 //! Stored in the state folder: `attachments.json` (see [`State`]). Requests are handled one after another, each runs to its
 //! end even if the caller goes away.
@@ -179,11 +180,20 @@ impl NetService {
             }
         }
         let before = state.clone();
-        if next != before {
-            self.write(&mut state, next).await?;
+        let store = async {
+            match next != before {
+                true => self.store(&next).await,
+                false => Ok(()),
+            }
+        };
+        let (stored, set) = tokio::join!(store, self.set(&next));
+        if let Err(error) = stored {
+            self.undo(container, &before).await;
+            return Err(error);
         }
+        self.adopt(&mut state, next);
         failpoint!("net.attach.recorded");
-        let error = match self.set(&state).await {
+        let error = match set {
             Err(error) => error,
             Ok(failures) => match failures.into_iter().find(|failure| failure.link == link) {
                 Some(failure) => failure.error,
@@ -195,15 +205,17 @@ impl NetService {
         };
         if *state != before {
             self.write(&mut state, before).await?;
-            if let Err(error) = self.set(&state).await {
-                tracing::warn!(
-                    container,
-                    error = &error as &dyn std::error::Error,
-                    "attachment was not undone yet"
-                );
-            }
+            self.undo(container, &state).await;
         }
         Err(NetError::Datapath(error))
+    }
+
+    /// Sets the datapath to what was before; what fails is done by the next reconciliation.
+    async fn undo(&self, container: &str, before: &State) {
+        if let Err(error) = self.set(before).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(container, error, "attachment was not undone yet");
+        }
     }
 
     /// Takes over what the tables say now, and brings the datapath to it if it differs. What was stored of the tables must
@@ -404,16 +416,25 @@ impl NetService {
 
     /// On disk first; `state` is `next` afterwards, or as before.
     async fn write(&self, state: &mut State, next: State) -> Result<(), NetError> {
+        self.store(&next).await?;
+        self.adopt(state, next);
+        Ok(())
+    }
+
+    async fn store(&self, next: &State) -> Result<(), NetError> {
         let path = self.path.clone();
-        let bytes = serde_json::to_vec(&next).expect("the state is JSON: its keys are text");
+        let bytes = serde_json::to_vec(next).expect("the state is JSON: its keys are text");
         tokio::task::spawn_blocking(move || files::write_atomic(&path, &bytes, files::SECRET_MODE))
             .await
             .expect("writing a file does not panic")
-            .map_err(NetError::Write)?;
+            .map_err(NetError::Write)
+    }
+
+    /// What was stored is the state from now on.
+    fn adopt(&self, state: &mut State, next: State) {
         self.metrics.attachments.set(next.attachments.len() as i64);
         *state = next;
         self.show_callers(state);
-        Ok(())
     }
 }
 

@@ -27,7 +27,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 
 /// How long a link that was looked at from both ends is taken as unchanged, if its node side is still there.
 const TRUST: Duration = Duration::from_secs(20);
@@ -65,12 +65,15 @@ struct Rules {
     loaded: Arc<Ruleset>,
     /// While it stays, nobody has changed anything.
     generation: Option<u32>,
+    /// The listing waits for this to go.
+    waits: Option<oneshot::Sender<()>>,
     listed: Listed,
 }
 
 enum Listed {
     Is(String),
-    /// Running `nft` takes longer than the rest of an attachment, so nobody waits for this. `None`: somebody else was faster.
+    /// Running `nft` takes longer than the rest of an attachment, so nobody waits for this, and it begins when the rest is
+    /// done: it would take a core from that. `None`: somebody else was faster.
     Becoming(tokio::task::JoinHandle<Option<String>>),
 }
 
@@ -131,11 +134,14 @@ impl Datapath for KernelDatapath {
                 found.lan = lan::connected(&node.handle, &ours).await?;
             }
         }
-        // Rules first: a link that is up without them could send from any address.
+        // Rules first: a link that is up without them could send from any address. New links are made meanwhile, not up.
         let endpoints: Vec<_> = present.iter().map(|(endpoint, _)| *endpoint).collect();
         let permits = Permits::of(config, &endpoints);
-        seen.load_rules(rules::render(config, &endpoints, &permits, &found))
-            .await?;
+        let rules = rules::render(config, &endpoints, &permits, &found);
+        let making = make_links(&node, &present, &links);
+        let (loaded, made) = tokio::join!(seen.load_rules(rules), making);
+        loaded?;
+        links.extend(made);
         // At once: callers wait for it.
         seen.forget_unserved(config);
         seen.forget_forbidden(config, permits);
@@ -235,6 +241,9 @@ impl Datapath for KernelDatapath {
         seen.links
             .retain(|name, _| endpoints.iter().any(|endpoint| endpoint.link.as_str() == name));
         seen.forget_flows(config, &endpoints);
+        if let Some(rules) = &mut seen.rules {
+            rules.list();
+        }
         failpoint!("net.set.flows-forgotten");
         Ok(failures)
     }
@@ -286,6 +295,7 @@ impl Datapath for KernelDatapath {
     async fn in_force(&self) -> Option<InForce> {
         let mut seen = self.seen.lock().await;
         let rules = seen.rules.as_mut()?;
+        rules.settle().await;
         let is_whole = rules.are_in_force(nft::generation().ok()).await.unwrap_or(false);
         let rules = rules.loaded.clone();
         drop(seen);
@@ -302,6 +312,27 @@ impl Datapath for KernelDatapath {
     }
 }
 
+/// Makes the links that are not there. What cannot be made is left to [`link::ensure`], which says why.
+async fn make_links(
+    node: &Connection,
+    present: &[(&Endpoint, Netns)],
+    links: &BTreeMap<String, Link>,
+) -> BTreeMap<String, Link> {
+    let mut made = BTreeMap::new();
+    for (endpoint, netns) in present
+        .iter()
+        .filter(|(endpoint, _)| !links.contains_key(endpoint.link.as_str()))
+    {
+        match link::make(&node.handle, netns, endpoint).await {
+            Ok(link) => drop(made.insert(link.name.clone(), link)),
+            Err(error) => {
+                tracing::debug!(link = %endpoint.link, error = &error as &dyn std::error::Error, "link not made yet")
+            }
+        }
+    }
+    made
+}
+
 async fn our_links(node: &Connection) -> Result<BTreeMap<String, Link>, DatapathError> {
     let links = link::list(&node.handle).await?.into_iter();
     Ok(links
@@ -315,14 +346,32 @@ impl Rules {
     fn loaded(loaded: Arc<Ruleset>, before: Option<u32>) -> Self {
         // Zero is left out. If somebody came in between, it will not be what is found next time.
         let generation = before.map(|before| before.checked_add(1).unwrap_or(1));
+        let (waits, begin) = oneshot::channel();
         let listing = async move {
+            // Sent, or dropped: either way it is time.
+            let _ = begin.await;
             let listed = nft::list().await.ok()?;
             (nft::generation().ok() == generation).then_some(listed)
         };
         Self {
             loaded,
             generation,
+            waits: Some(waits),
             listed: Listed::Becoming(tokio::spawn(listing)),
+        }
+    }
+
+    /// Begins to ask the kernel what was loaded, unless that was begun.
+    fn list(&mut self) {
+        drop(self.waits.take());
+    }
+
+    /// Waits until the kernel has said what was loaded; it is empty if somebody else was faster.
+    async fn settle(&mut self) {
+        self.list();
+        if let Listed::Becoming(listing) = &mut self.listed {
+            let listed = listing.await.ok().flatten();
+            self.listed = Listed::Is(listed.unwrap_or_default());
         }
     }
 
@@ -331,19 +380,17 @@ impl Rules {
         if generation.is_some() && self.generation == generation {
             return Ok(true);
         }
+        self.settle().await;
         let listed = match &mut self.listed {
-            Listed::Is(listed) => Some(std::mem::take(listed)),
-            Listed::Becoming(listing) => listing.await.ok().flatten(),
+            Listed::Is(listed) => std::mem::take(listed),
+            Listed::Becoming(_) => String::new(),
         };
-        self.listed = Listed::Is(String::new());
-        match listed {
-            Some(listed) if !listed.is_empty() && nft::list().await? == listed => {
-                self.listed = Listed::Is(listed);
-                self.generation = generation;
-                Ok(true)
-            }
-            _ => Ok(false),
+        let is_same = !listed.is_empty() && nft::list().await? == listed;
+        if is_same {
+            self.listed = Listed::Is(listed);
+            self.generation = generation;
         }
+        Ok(is_same)
     }
 }
 

@@ -156,10 +156,8 @@ pub async fn ensure(
                     path: netns.path.clone(),
                 });
             }
-            create(node, netns, endpoint).await?;
-            failpoint!("net.link.made");
             let missing = || failed(format!("find link {name} after making it"))(Error::RequestFailed);
-            let host = find(node, name).await?.ok_or_else(missing)?;
+            let host = make(node, netns, endpoint).await?;
             let container = find(&inside.handle, CONTAINER_INTERFACE).await?.ok_or_else(missing)?;
             (host.index, container.index)
         }
@@ -227,7 +225,12 @@ pub async fn wait_local(handle: &Handle, address: IpAddr) -> Result<(), Datapath
     Ok(())
 }
 
-async fn create(node: &Handle, netns: &Netns, endpoint: &Endpoint) -> Result<(), DatapathError> {
+/// Makes the link of `endpoint`, which must not be there; neither side is up. Returns the node's side.
+///
+/// # Errors
+/// [`DatapathError::Netlink`], also if one of its interfaces is there; nothing is made then.
+pub async fn make(node: &Handle, netns: &Netns, endpoint: &Endpoint) -> Result<Link, DatapathError> {
+    let name = endpoint.link.as_str();
     let far_end = LinkMessageBuilder::<LinkUnspec>::new()
         .name(CONTAINER_INTERFACE)
         .address(endpoint.mac().to_vec())
@@ -237,11 +240,11 @@ async fn create(node: &Handle, netns: &Netns, endpoint: &Endpoint) -> Result<(),
         .address(NODE_MAC.to_vec())
         .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
         .build();
-    node.link()
-        .add(pair)
-        .execute()
-        .await
-        .map_err(failed(format!("make link {}", endpoint.link)))
+    let request = node.link().add(pair).execute();
+    request.await.map_err(failed(format!("make link {name}")))?;
+    failpoint!("net.link.made");
+    let missing = || failed(format!("find link {name} after making it"))(Error::RequestFailed);
+    find(node, name).await?.ok_or_else(missing)
 }
 
 async fn configure_container(

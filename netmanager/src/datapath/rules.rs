@@ -63,8 +63,9 @@ fn guard(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]) 
         rules.put("sources4", format!("\"{}\" . {}", endpoint.link, endpoint.address));
         rules.put("sources6", format!("\"{}\" . {v6}", endpoint.link));
     }
-    let mut lines = vec![format!("iifname != {} accept", ours())];
-    lines.extend(tunnels::guard(config));
+    let mut lines = vec![tunnels::elsewhere(rules, config)];
+    lines.extend(pass_at_once(config));
+    lines.extend(tunnels::guard(rules, config));
     lines.extend(misses::come_back(config.misses.as_ref()));
     lines.extend(
         [
@@ -83,6 +84,21 @@ fn guard(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[&Endpoint]) 
     }
     lines.extend(misses::go(config));
     rules.base_chain("guard", "filter hook prerouting priority raw", lines);
+}
+
+/// Nearly all packets of containers: from their own address to an endpoint or a known service. Every rule is looked at for each
+/// packet of each flow, so what most packets meet comes first; none of these would be stopped further down.
+fn pass_at_once(config: &DatapathConfig) -> Vec<String> {
+    let (plan, (first, last)) = (&config.plan, config.plan.endpoints);
+    let endpoints6 = format!("{}-{}", plan.endpoint_v6(first), plan.endpoint_v6(last));
+    let [services4, services6] = misses::known(config);
+    let to = |family, number, to| format!("{family} daddr {to} iifname . {family} saddr @sources{number} accept");
+    vec![
+        to("ip", 4, format!("{first}-{last}")),
+        to("ip", 4, services4),
+        to("ip6", 6, endpoints6),
+        to("ip6", 6, services6),
+    ]
 }
 
 /// What of the node itself containers reach: names and echoes of the gateway. What began here is answered.

@@ -26,7 +26,6 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[
     let (v4, v6) = (config.plan.services, config.plan.services_v6);
     let entry = [
         format!("iifname {tunnels} oifname {tunnels} counter drop comment \"from a tunnel to elsewhere\""),
-        "ct state established,related accept".into(),
         // A published port.
         format!("ct status dnat ct original ip daddr != {v4} accept"),
         format!("ct status dnat ct original ip6 daddr != {v6:x}::/16 accept"),
@@ -39,7 +38,9 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[
         "counter reject with icmpx admin-prohibited comment \"another application\"".into(),
     ];
     let to_miss = super::misses::between(config.misses.as_ref());
-    rules.chain(ENTRY, to_miss.into_iter().chain(entry));
+    // First: all packets but a flow's first. None of them is from a tunnel to a tunnel, the guard lets no such packet in.
+    let known = ["ct state established,related accept".into()].into_iter();
+    rules.chain(ENTRY, known.chain(to_miss).chain(entry));
     let local: BTreeSet<_> = endpoints.iter().map(|endpoint| endpoint.application()).collect();
     for group in local {
         let name = group.map_or("none".into(), |application| application.to_string());

@@ -50,18 +50,27 @@ fn ranges(config: &DatapathConfig) -> [String; 2] {
     ]
 }
 
+/// Service addresses that are known here, of each family; without the device all of them.
+pub(super) fn known(config: &DatapathConfig) -> [String; 2] {
+    match config.misses {
+        Some(_) => ["@known4".into(), "@known6".into()],
+        None => [
+            config.plan.services.to_string(),
+            format!("{:x}::/16", config.plan.services_v6),
+        ],
+    }
+}
+
 /// In front of the guard: what comes back has been looked at.
 pub(super) fn come_back(misses: Option<&Misses>) -> Option<String> {
     misses.map(|_| format!("iifname \"{LINK}\" accept"))
 }
 
-/// At the end of the guard: what goes to the device.
+/// At the end of the guard, which what is known does not reach: what goes to the device.
 pub(super) fn go(config: &DatapathConfig) -> Vec<String> {
     let ways = ranges(config).into_iter().zip([("ip", 4), ("ip6", 6)]);
     let lines = ways.map(|(range, (family, number))| {
-        format!(
-            "{range} {family} daddr != @known{number} {family} saddr . {family} daddr != @refused{number} counter goto miss"
-        )
+        format!("{range} {family} saddr . {family} daddr != @refused{number} counter goto miss")
     });
     config.misses.iter().flat_map(|_| lines.clone()).collect()
 }

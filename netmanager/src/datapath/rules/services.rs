@@ -83,19 +83,19 @@ fn count(rules: &mut Ruleset, config: &DatapathConfig) {
 /// What was not translated leads nowhere: refused at once, and never let out by the default route.
 fn refuse(rules: &mut Ruleset, config: &DatapathConfig) {
     let (v4, v6): (Block, u16) = (config.plan.services, config.plan.services_v6);
-    let of_services = [format!("ip daddr {v4}"), format!("ip6 daddr {v6:x}::/16")];
     let mut lines = vec![format!("iifname != {} accept", ours())];
     lines.extend(super::misses::pass(config.misses.as_ref()));
-    for of in of_services {
-        lines.push(format!(
-            "{of} meta l4proto tcp counter reject with tcp reset comment \"no backend\""
-        ));
-        lines.push(format!(
-            "{of} counter reject with icmpx port-unreachable comment \"no backend\""
-        ));
-    }
+    lines.extend([
+        "meta l4proto tcp counter reject with tcp reset comment \"no backend\"".into(),
+        "counter reject with icmpx port-unreachable comment \"no backend\"".into(),
+    ]);
+    rules.chain("unserved", lines);
+    let of_services = [
+        format!("ip daddr {v4} goto unserved"),
+        format!("ip6 daddr {v6:x}::/16 goto unserved"),
+    ];
     // Right after the translation of destinations, at -100.
-    rules.base_chain("unserved", "filter hook prerouting priority -99", lines);
+    rules.base_chain("untranslated", "filter hook prerouting priority -99", of_services);
 }
 
 /// Chains and elements of one caller and one service.

@@ -78,17 +78,32 @@ fn from_block(config: &DatapathConfig, block: Block) -> [String; 3] {
     ]
 }
 
+/// In front of the guard: it is about packets of our own devices. VXLAN's datagrams are not tracked: each direction has a port of its
+/// own, so tracking knows no answers, and would cost every packet between nodes two looks more.
+pub(super) fn elsewhere(rules: &mut Ruleset, config: &DatapathConfig) -> String {
+    let ours = super::ours();
+    let Some(tunnel) = &config.tunnel else {
+        return format!("iifname != {ours} accept");
+    };
+    let TunnelKind::Vxlan { port, .. } = tunnel.kind;
+    let untracked = format!("udp dport {port} notrack");
+    rules.chain("arriving", [format!("{untracked} accept")]);
+    rules.base_chain("departing", "filter hook output priority raw", [untracked]);
+    format!("iifname != {ours} goto arriving")
+}
+
 /// What leaves a tunnel is for our block; the rest of the guard is about containers.
-pub(super) fn guard(config: &DatapathConfig) -> Vec<String> {
+pub(super) fn guard(rules: &mut Ruleset, config: &DatapathConfig) -> Option<String> {
     if config.tunnel.is_none() && config.sealed.is_none() {
-        return Vec::new();
+        return None;
     }
     let (plan, range) = (&config.plan, &config.range);
     let range6 = format!("{}/{}", plan.endpoint_v6(range.network()), 96 + range.prefix());
-    let devices = devices();
-    vec![
-        format!("iifname {devices} ip daddr {range} accept"),
-        format!("iifname {devices} ip6 daddr {range6} accept"),
-        format!("iifname {devices} counter drop comment \"not for this node\""),
-    ]
+    let lines = [
+        format!("ip daddr {range} accept"),
+        format!("ip6 daddr {range6} accept"),
+        "counter drop comment \"not for this node\"".into(),
+    ];
+    rules.chain("brought", lines);
+    Some(format!("iifname {} goto brought", devices()))
 }
