@@ -60,6 +60,8 @@ struct Wants {
     /// Nobody above knows more.
     is_top: bool,
     heard: BTreeMap<ChildId, BTreeMap<RowKey, WantRow>>,
+    /// Of these, what was restored and the child has not said again.
+    restored: BTreeMap<ChildId, BTreeSet<RowKey>>,
     /// Derived, as of `version` of the tables.
     answers: BTreeMap<ChildId, BTreeMap<RowKey, WantRow>>,
     /// What the parent is asked. Derived.
@@ -144,6 +146,7 @@ impl TableServer {
         self.blocks.remove(&child);
         self.heard.remove(&child);
         self.wants.heard.remove(&child);
+        self.wants.restored.remove(&child);
         self.wants.answers.remove(&child);
         self.wants.is_changed = true;
     }
@@ -158,6 +161,14 @@ impl TableServer {
         };
         self.wants.is_changed |= changed;
         true
+    }
+
+    /// What a child wanted to know before this process began; it stands until the child has said everything, and not this.
+    pub fn restore_wanted(&mut self, child: ChildId, want: WantRow) {
+        let key = want.key();
+        if self.set_wanted(child, key, Some(want)) {
+            self.wants.restored.entry(child).or_default().insert(key);
+        }
     }
 
     /// What a child wants to know.
@@ -341,7 +352,12 @@ impl TableServer {
         match output {
             ParentOutput::Send(frame) => self.send(child, frame),
             ParentOutput::Status { key, value } => self.out.push(match decode_row(&key, &value) {
-                Ok(row) => TablesOutput::Heard(child, row.key(), Some(row)),
+                Ok(row) => {
+                    if let Some(restored) = self.wants.restored.get_mut(&child) {
+                        restored.remove(&row.key());
+                    }
+                    TablesOutput::Heard(child, row.key(), Some(row))
+                }
                 Err(error) => TablesOutput::Violation(child, format!("row {key}: {error}")),
             }),
             ParentOutput::StatusRemoved(key) => {
@@ -351,6 +367,8 @@ impl TableServer {
             }
             ParentOutput::HeardOut => {
                 self.heard.insert(child);
+                let unsaid = self.wants.restored.remove(&child).into_iter().flatten();
+                self.out.extend(unsaid.map(|key| TablesOutput::Heard(child, key, None)));
                 self.out.push(TablesOutput::HeardOut(child));
             }
             ParentOutput::Violation(what) => self.out.push(TablesOutput::Violation(child, what.to_owned())),

@@ -94,7 +94,7 @@ impl Overlay {
         let (child, key) = id.split_once('.').ok_or_else(bad)?;
         let child = child.parse().map_err(|_| bad())?;
         match decode_row(key, value) {
-            Ok(Row::Want(want)) => drop(self.server.set_wanted(child, want.key(), Some(want))),
+            Ok(Row::Want(want)) => self.server.restore_wanted(child, want),
             Ok(_) => return Err(bad()),
             Err(error) => return Err(format!("want {id}: {error}")),
         }
