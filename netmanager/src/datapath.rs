@@ -341,11 +341,20 @@ pub struct EndpointFailure {
     pub error: DatapathError,
 }
 
+/// What one counter has counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets; of a counter of flows their first ones.
+    pub packets: u64,
+    /// Their bytes, headers from that of IP on.
+    pub bytes: u64,
+}
+
 /// What the kernel has counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counted {
-    /// Packets, by the names of the counters.
-    pub packets: BTreeMap<String, u64>,
+    /// By the names of the counters.
+    pub counters: BTreeMap<String, Count>,
     /// Tracked flows: what they were sent to, where they went.
     pub flows: BTreeMap<(IpAddr, IpAddr), u64>,
 }

@@ -4,7 +4,7 @@
 //! Labels are bounded by what this node is told of: nodes and services that its own instances use.
 
 use crate::api::Ways;
-use crate::datapath::rules::services::FLOWS;
+use crate::datapath::rules::services::{FLOWS, PASSED};
 use crate::datapath::{Counted, Overlay};
 use crate::peers;
 use crate::service::NetService;
@@ -35,6 +35,8 @@ const FRESH: Duration = Duration::from_secs(1);
 struct OfService {
     path: String,
     new_flows: u64,
+    /// What they carried, both ways.
+    bytes: u64,
     /// Tracked flows, by the number of the instance.
     flows: BTreeMap<u32, u64>,
 }
@@ -117,9 +119,16 @@ fn services(overlay: &Overlay, told: &Told, counted: &Counted) -> BTreeMap<Servi
     let (mut all, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     for service in &overlay.services {
         let of = service.service;
-        let new_flows = counted.packets.get(&format!("{FLOWS}{of}")).copied().unwrap_or(0);
+        let count = |kind: &str| {
+            counted
+                .counters
+                .get(&format!("{kind}{of}"))
+                .copied()
+                .unwrap_or_default()
+        };
         let empty = OfService {
-            new_flows,
+            new_flows: count(FLOWS).packets,
+            bytes: count(PASSED).bytes,
             ..OfService::default()
         };
         all.insert(of, empty);
@@ -248,15 +257,23 @@ impl Collector for Shown {
         )?;
 
         let ids: Vec<_> = reading.services.iter().map(|(id, of)| (id.to_string(), of)).collect();
-        let new_flows = ids.iter().map(|(id, of)| {
-            let labels: Labels<'_> = vec![("service", of.path.as_str()), ("id", id.as_str())];
-            (labels, of.new_flows)
-        });
+        let each = |count: fn(&OfService) -> u64| {
+            ids.iter().map(move |(id, of)| {
+                let labels: Labels<'_> = vec![("service", of.path.as_str()), ("id", id.as_str())];
+                (labels, count(of))
+            })
+        };
         counter(
             out,
             "service_new_flows",
             "New flows to a service, refused ones too",
-            new_flows,
+            each(|of| of.new_flows),
+        )?;
+        counter(
+            out,
+            "service_bytes",
+            "Bytes between callers and a service, both ways",
+            each(|of| of.bytes),
         )?;
         let flows = ids
             .iter()
@@ -314,7 +331,7 @@ fn gauge<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{Backend, Service};
+    use crate::datapath::{Backend, Count, Service};
     use roble_core::ids::{ApplicationId, ClusterId, NodeId, OrganizationId, RawId};
     use roble_core::overlay::row::{Policy, Row, ServiceRow};
     use roble_daemon::metrics::Metrics;
@@ -363,6 +380,16 @@ mod tests {
         })])
     }
 
+    fn counters() -> BTreeMap<String, Count> {
+        let count = |packets, bytes| Count { packets, bytes };
+        [
+            (format!("{FLOWS}{ID}"), count(21, 1_260)),
+            (format!("{PASSED}{ID}"), count(40, 4_096)),
+            (format!("{FLOWS}x"), count(1, 60)),
+        ]
+        .into()
+    }
+
     #[test]
     fn flows_are_those_of_all_addresses_and_families_by_where_they_went() {
         let flows: [([u8; 4], [u8; 4], u64); 4] = [
@@ -376,13 +403,14 @@ mod tests {
         let v6 = |first: u16, last: u16| IpAddr::from([first, 0, 0, 0, 0, 0, 0, last]);
         flows.insert((v6(0xfdff, 7), v6(0xfc00, 2)), 10);
         let counted = Counted {
-            packets: [(format!("{FLOWS}{ID}"), 21), (format!("{FLOWS}x"), 1)].into(),
+            counters: counters(),
             flows,
         };
         let found = services(&overlay(), &told(), &counted);
         let expected = OfService {
             path: "shop/api".to_owned(),
             new_flows: 21,
+            bytes: 4_096,
             flows: [(0, 12), (1, 7)].into(),
         };
         assert_eq!(found, [(SERVICE, expected)].into());
@@ -420,7 +448,7 @@ mod tests {
                 &overlay(),
                 &told(),
                 &Counted {
-                    packets: [(format!("{FLOWS}{ID}"), 21)].into(),
+                    counters: counters(),
                     flows: [(([10, 30, 0, 7].into(), [10, 18, 0, 2].into()), 2)].into(),
                 },
             ),
@@ -450,6 +478,7 @@ mod tests {
             format!("net_peer_path{{node=\"{two}\",cluster=\"{cluster}\",path=\"vxlan\"}} 1.0"),
             "net_tunnel_drops_total{reason=\"bad_auth\"} 4".to_owned(),
             format!("net_service_new_flows_total{{{service}}} 21"),
+            format!("net_service_bytes_total{{{service}}} 4096"),
             format!("net_service_flows{{{service},instance=\"0\"}} 2.0"),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");

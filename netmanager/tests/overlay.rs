@@ -66,6 +66,10 @@ fn turns_are_exact_for_each_caller() {
             3 * 2 * 2 * 2 * backends,
             "to the service with {backends}"
         );
+        // A call is a datagram there and one back at least, of so many bytes with their headers.
+        let (flows, passed) = (site.new_flows(service), site.passed(service));
+        assert!(passed.packets >= 2 * flows, "{passed:?} of {flows} flows");
+        assert!(passed.bytes > 28 * passed.packets, "{passed:?}");
         let tracked = site.tracked(site.v4(service));
         assert_eq!(
             tracked.keys().len() as u64,

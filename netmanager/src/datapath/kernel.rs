@@ -280,7 +280,7 @@ impl Datapath for KernelDatapath {
         let asked = tokio::task::spawn_blocking(move || {
             let counted = || {
                 Ok::<_, std::io::Error>(Counted {
-                    packets: nft::counters()?,
+                    counters: nft::counters()?,
                     flows: conntrack::tally(|to| plan.is_service(to))?,
                 })
             };

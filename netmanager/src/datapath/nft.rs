@@ -1,7 +1,7 @@
 //! Handing text to `nft`, and asking what is there.
 
 use super::ruleset::TABLE;
-use super::{DatapathError, netfilter};
+use super::{Count, DatapathError, netfilter};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ const NFTA_OBJ_TABLE: u16 = 1;
 const NFTA_OBJ_NAME: u16 = 2;
 const NFTA_OBJ_TYPE: u16 = 3;
 const NFTA_OBJ_DATA: u16 = 4;
+const NFTA_COUNTER_BYTES: u16 = 1;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFT_OBJECT_COUNTER: u32 = 1;
 const NFPROTO_INET: u8 = 1;
@@ -73,11 +74,11 @@ pub async fn list() -> Result<String, DatapathError> {
     })
 }
 
-/// What the named counters of our table have counted, in packets. One request, and no program is run.
+/// What the named counters of our table have counted. One request, and no program is run.
 ///
 /// # Errors
 /// If the kernel does not say.
-pub fn counters() -> io::Result<BTreeMap<String, u64>> {
+pub fn counters() -> io::Result<BTreeMap<String, Count>> {
     let socket = netfilter::open()?;
     let table = TABLE.split(' ').next_back().unwrap_or_default();
     let body = [
@@ -88,14 +89,18 @@ pub fn counters() -> io::Result<BTreeMap<String, u64>> {
     .concat();
     let mut counted = BTreeMap::new();
     netfilter::dump(&socket, NFT_MSG_GETOBJ, &body, |kind, attributes| {
-        let packets = || {
+        let count = || {
             let data = netfilter::find(attributes, NFTA_OBJ_DATA)?;
-            let packets = netfilter::find(data, NFTA_COUNTER_PACKETS)?;
+            let number = |kind| Some(u64::from_be_bytes(netfilter::find(data, kind)?.try_into().ok()?));
             let name = netfilter::find(attributes, NFTA_OBJ_NAME)?;
             let name = String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned();
-            Some((name, u64::from_be_bytes(packets.try_into().ok()?)))
+            let count = Count {
+                packets: number(NFTA_COUNTER_PACKETS)?,
+                bytes: number(NFTA_COUNTER_BYTES)?,
+            };
+            Some((name, count))
         };
-        counted.extend(packets().filter(|_| kind == NFT_MSG_NEWOBJ));
+        counted.extend(count().filter(|_| kind == NFT_MSG_NEWOBJ));
     })?;
     Ok(counted)
 }

@@ -10,10 +10,10 @@ use roble_daemon::CancellationToken;
 use roble_net::datapath::kernel::KernelDatapath;
 use roble_net::datapath::miss::Device;
 use roble_net::datapath::permits::Member;
-use roble_net::datapath::rules::services::FLOWS;
+use roble_net::datapath::rules::services::{FLOWS, PASSED};
 use roble_net::datapath::tunnel::{DEFAULT_PORT, Tunnel, TunnelKind};
 use roble_net::datapath::{
-    Backend, Datapath as _, DatapathConfig, Egress, Endpoint, LinkName, Misses, Overlay, RemoteNode, Service,
+    Backend, Count, Datapath as _, DatapathConfig, Egress, Endpoint, LinkName, Misses, Overlay, RemoteNode, Service,
     conntrack, nft,
 };
 use roble_net::diagnosis;
@@ -547,7 +547,13 @@ impl Site {
     /// New flows to a service that the first node has counted since its rules were made.
     pub fn new_flows(&self, service: u8) -> u64 {
         let counters = inside(&self.node_name(0), || nft::counters().unwrap());
-        counters[&format!("{FLOWS}{}", ServiceId(raw(1, service)))]
+        counters[&format!("{FLOWS}{}", ServiceId(raw(1, service)))].packets
+    }
+
+    /// What has passed between callers on the first node and a service since its rules were made.
+    pub fn passed(&self, service: u8) -> Count {
+        let counters = inside(&self.node_name(0), || nft::counters().unwrap());
+        counters[&format!("{PASSED}{}", ServiceId(raw(1, service)))]
     }
 
     /// Flows to an address that the first node tracks, by where they went.

@@ -550,6 +550,7 @@ fn sites_behind_nats_reach_each_other_relayed_and_direct() {
     wait_for("the flow to be counted", 5, || {
         north.metric("net_service_new_flows_total", "far/shop") > flows
     });
+    assert!(north.metric("net_service_bytes_total", "far/shop") > 0.0);
     denied_until_a_rule_lets_in(&tree, &text, &trace);
 
     // Every cell of the matrix, but for the direct way.

@@ -39,7 +39,8 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[
     ];
     let to_miss = super::misses::between(config.misses.as_ref());
     // First: all packets but a flow's first. None of them is from a tunnel to a tunnel, the guard lets no such packet in.
-    let known = ["ct state established,related accept".into()].into_iter();
+    let known = [super::services::COUNTED, "ct state established,related accept"];
+    let known = known.into_iter().map(Into::into);
     rules.chain(ENTRY, known.chain(to_miss).chain(entry));
     let local: BTreeSet<_> = endpoints.iter().map(|endpoint| endpoint.application()).collect();
     for group in local {

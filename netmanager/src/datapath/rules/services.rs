@@ -63,21 +63,34 @@ pub(super) fn render(rules: &mut Ruleset, config: &DatapathConfig, endpoints: &[
     }
 }
 
-/// Beginning of the name of the counter of a service; its id follows.
+/// Beginning of the name of the counter of new flows to a service; its id follows.
 pub const FLOWS: &str = "flows_";
+/// The same of all that passes between callers and a service.
+pub const PASSED: &str = "passed_";
 
-/// New flows to each service, by whatever address of it.
+/// For packets between links of ours: where those go first that were sent to a service, and their answers.
+pub(super) const COUNTED: &str = "ct status dnat jump counted";
+
+/// New flows to each service, by whatever address of it, and what they carry both ways.
 fn count(rules: &mut Ruleset, config: &DatapathConfig) {
-    rules.map("flows4", "ipv4_addr : counter");
-    rules.map("flows6", "ipv6_addr : counter");
+    for kind in [FLOWS, PASSED] {
+        rules.map(&kind.replace('_', "4"), "ipv4_addr : counter");
+        rules.map(&kind.replace('_', "6"), "ipv6_addr : counter");
+    }
     for service in &config.services {
-        let counter = format!("{FLOWS}{}", service.service);
-        rules.counter(&counter);
-        for address in service.addresses.values().flatten() {
-            let map = if address.is_ipv4() { "flows4" } else { "flows6" };
-            rules.insert(map, address.to_string(), format!("\"{counter}\""));
+        for kind in [FLOWS, PASSED] {
+            let counter = format!("{kind}{}", service.service);
+            rules.counter(&counter);
+            for address in service.addresses.values().flatten() {
+                let family = if address.is_ipv4() { "4" } else { "6" };
+                let map = kind.replace('_', family);
+                rules.insert(&map, address.to_string(), format!("\"{counter}\""));
+            }
         }
     }
+    let lines = [("ip", 4), ("ip6", 6)];
+    let lines = lines.map(|(family, number)| format!("counter name ct original {family} daddr map @passed{number}"));
+    rules.chain("counted", lines);
 }
 
 /// What was not translated leads nowhere: refused at once, and never let out by the default route.
