@@ -12,10 +12,10 @@ say "Installing what is missing"
 scripts/install-deps.sh
 
 say "Building (a few minutes the first time)"
-cargo build --release --quiet -p roble-root -p roble-cluster -p roble-node -p roble-net -p roble-cli
+cargo build --release --quiet -p roble-root -p roble-cluster -p roble-node -p roble-net -p roble-tunnel -p roble-cli
 target=${CARGO_TARGET_DIR:-target}
-bin=$target/release
-PATH=$(cd "$bin" && pwd):$PATH
+bin=$(cd "$target/release" && pwd)
+PATH=$bin:$PATH
 export PATH
 
 say "Building the example image from examples/hello"

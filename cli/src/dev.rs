@@ -250,6 +250,8 @@ async fn start_cluster(plan: &Plan, processes: &mut Processes<'_>) -> anyhow::Re
 
 async fn start_node(plan: &Plan, node: &plan::Node, processes: &mut Processes<'_>) -> anyhow::Result<()> {
     let (net, engine) = (plan.binary("roble-net")?, plan.binary("roble-node")?);
+    // What seals packets to other nodes: `roble-net` starts it.
+    plan.binary("roble-tunnel")?;
     let inside = format!("--net={}", node.netns());
     let socket = plan.file(&format!("{}/net.sock", node.name));
     let net_state = plan.file(&format!("{}/net", node.name));

@@ -75,7 +75,7 @@ async fn list_peers(State(api): State<Api>) -> Json<Vec<Peer>> {
 }
 
 async fn list_findings(State(api): State<Api>) -> Json<Vec<Finding>> {
-    let mut findings = diagnosis::look(&api.service.overlay()).await;
+    let mut findings = api.findings().await;
     findings.extend(peers::findings(&api.peers().await));
     Json(findings)
 }
@@ -87,7 +87,8 @@ async fn trace_way(State(api): State<Api>, question: Result<Json<Question>, Json
     };
     let wants = api.ways.wants.borrow().clone();
     let peers = api.peers().await;
-    match trace::answer(&api.service, wants.as_deref(), peers, question).await {
+    let findings = api.findings().await;
+    match trace::answer(&api.service, wants.as_deref(), peers, findings, question).await {
         Some(answer) => Json(answer).into_response(),
         None => failure(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -153,6 +154,13 @@ impl Api {
         peers::look(known, status.as_ref())
     }
 
+    /// What is wrong on this node.
+    async fn findings(&self) -> Vec<Finding> {
+        let mut findings = diagnosis::look(&self.service.overlay()).await;
+        findings.extend(self.ways.device.failure().map(diagnosis::no_tunnel));
+        findings
+    }
+
     fn refuse(&self, error: &NetError) -> Response {
         let code = error.code();
         let status = match code {
@@ -173,7 +181,7 @@ impl Api {
 }
 
 /// The error and its causes in one sentence.
-fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -341,6 +341,15 @@ fn routes_v6(text: &str) -> Vec<Route> {
 }
 
 /// The table of connections, if there is hardly room for new ones.
+/// What another node's silence cannot tell: this one has no tunnel to it. `failure`: why.
+pub fn no_tunnel(failure: String) -> Finding {
+    Finding {
+        code: "no-tunnel".to_owned(),
+        message: format!("no encrypted tunnel to other nodes: {failure}"),
+        hint: "is roble-tunnel beside roble-net, or on its path? roble-net tries again every few seconds".to_owned(),
+    }
+}
+
 fn full(count: u64, most: u64) -> Option<Finding> {
     (most > 0 && count * 100 >= most * FULL_PERCENT).then(|| Finding {
         code: "conntrack-full".to_owned(),

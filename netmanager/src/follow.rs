@@ -1,5 +1,6 @@
 //! Follows what the cluster tells: into the datapath, the name server, and what the node says of itself.
 
+use crate::api;
 use crate::config::{NetConfig, SPEC};
 use crate::datapath::conntrack;
 use crate::datapath::miss::Device;
@@ -300,10 +301,14 @@ impl Follow {
         let (Some(sealing), true) = (&self.sealing, own.home.is_some()) else {
             return Ok(None);
         };
-        sealing.ensure(told, own).await.inspect_err(|error| {
+        let ensured = sealing.ensure(told, own).await;
+        let failure = ensured.as_ref().err().map(|error| {
             let error = error as &dyn std::error::Error;
             tracing::error!(error, "no encrypted tunnel to other nodes; trying again");
-        })
+            api::chain(error)
+        });
+        sealing.current().set_failure(failure);
+        ensured
     }
 
     /// Answers names on the gateway addresses of the block.

@@ -40,18 +40,18 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-/// Answers a question with a [`Departure`] or an [`Arrival`], as JSON. `None`: nothing is set in the kernel yet.
+/// `findings`: what else is wrong on this node. Answers a question with a [`Departure`] or an [`Arrival`], as JSON. `None`: nothing is set in the kernel yet.
 pub async fn answer(
     service: &NetService,
     wants: Option<&Wants>,
     peers: Vec<Peer>,
+    mut findings: Vec<Finding>,
     question: Question,
 ) -> Option<Value> {
     let overlay = service.overlay();
     let plan = overlay.plan;
     let mut in_force = service.in_force().await?;
     let attachment = service.attachment(question.instance).await;
-    let mut findings = diagnosis::look(&overlay).await;
     findings.extend(changed(&in_force));
     let routes = diagnosis::own_routes();
     let address = attachment.as_ref().map(|attachment| attachment.address);

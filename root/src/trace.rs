@@ -306,7 +306,7 @@ fn reached(path: &Path, here: &str, there: &str) -> Result<Verdict, String> {
         Path::SameNode { .. } => return Ok(Verdict::SameNode),
         Path::NoRoute => {
             return Err(format!(
-                "node {here} has no route to node {there}: it was not told of it yet"
+                "node {here} has no route to node {there}: it was not told of it yet, or has no tunnel, which its findings say"
             ));
         }
         Path::Tunnel { peer: None, device, .. } => {

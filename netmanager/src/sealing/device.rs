@@ -68,6 +68,8 @@ struct State {
     kernel: Option<Arc<KernelDevice>>,
     /// What was chosen, for as long as this process runs.
     chosen: Option<SealedBy>,
+    /// Why there is none, if one is needed.
+    failure: Option<String>,
 }
 
 impl std::fmt::Debug for Current {
@@ -85,6 +87,16 @@ impl Current {
     /// The device, if one runs.
     pub fn running(&self) -> Option<Running> {
         self.lock().running.clone()
+    }
+
+    /// Why there is none although one is needed: in words, with causes.
+    pub fn failure(&self) -> Option<String> {
+        self.lock().failure.clone()
+    }
+
+    /// There is one or none is needed, or why there is none.
+    pub fn set_failure(&self, failure: Option<String>) {
+        self.lock().failure = failure;
     }
 
     /// Brings the device that is wanted to `config`, and makes it first if need be; the other kind goes. `None`: there is
