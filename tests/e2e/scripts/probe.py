@@ -152,7 +152,14 @@ def open_ports(address, at_once):
         for one, _ in asked.values():
             one.close()
         poll.close()
-    return sorted(taken)
+    # Of one's own ports, an attempt may have met itself or another one.
+    return [port for port in sorted(taken) if listens(family, address, port)]
+
+
+def listens(family, address, port):
+    with socket.socket(family, socket.SOCK_STREAM) as one:
+        one.settimeout(0.5)
+        return one.connect_ex((address, port)) == 0 and one.getsockname() != one.getpeername()
 
 
 def scan(*addresses):
