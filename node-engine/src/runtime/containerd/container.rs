@@ -156,12 +156,16 @@ impl Shared {
             let updated = self.client.containers().update(self.client.request(request)).await;
             updated.map_err(|status| self.create_error(instance, "update container", &status))?;
         }
-        let log = format!("file://{}", folder.log().display());
+        // Not as `file://`, nor by one path: then the shim (containerd 1.6) writes both streams through one file, which it closes when the
+        // first of them ends, and the last lines of the other are lost.
+        let (log, same) = (folder.log(), folder.log_again());
+        let made = std::fs::File::options().create(true).append(true).open(&log);
+        made.map_err(|error| failed(format!("make {}: {error}", log.display())))?;
         let request = CreateTaskRequest {
             container_id: instance.to_string(),
             rootfs: mounts,
-            stdout: log.clone(),
-            stderr: log,
+            stdout: log.to_string_lossy().into_owned(),
+            stderr: same.to_string_lossy().into_owned(),
             ..CreateTaskRequest::default()
         };
         let pid = self.create_task(instance, request).await?;

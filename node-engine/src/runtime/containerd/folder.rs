@@ -44,6 +44,11 @@ impl Folder {
         self.path.join("log")
     }
 
+    /// The log by another path.
+    pub(super) fn log_again(&self) -> PathBuf {
+        self.path.join(".").join("log")
+    }
+
     /// The log before the last rotation.
     pub(super) fn old_log(&self) -> PathBuf {
         self.path.join("log.1")
