@@ -40,7 +40,8 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-/// `findings`: what else is wrong on this node. Answers a question with a [`Departure`] or an [`Arrival`], as JSON. `None`: nothing is set in the kernel yet.
+/// Answers a question with a [`Departure`] or an [`Arrival`], as JSON. `findings`: what is wrong on this node. `None`: nothing is set in
+/// the kernel yet.
 pub async fn answer(
     service: &NetService,
     wants: Option<&Wants>,

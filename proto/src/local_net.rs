@@ -250,7 +250,7 @@ pub struct Arrival {
 /// Something on the node that gets into the overlay's way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Stable code: `range-clash`, `conntrack-full`, `forward-drop`, `input-drop`, `output-drop`, `rules-unread`, `no-worker`, `no-handshake`, `rules-changed`.
+    /// Stable code: `range-clash`, `conntrack-full`, `forward-drop`, `input-drop`, `output-drop`, `rules-unread`, `no-tunnel`, `no-handshake`, `rules-changed`.
     pub code: String,
     /// What is wrong, and where.
     pub message: String,
